@@ -1,0 +1,187 @@
+"""``memory://``: spaces in this process's memory, for tests and for a manager that is alone.
+
+``memory://`` is private to the backend that it makes; ``memory://name`` is shared within the process. Time is
+monotonic, and can be passed in for tests.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from clusterports._space import Space
+from clusterports.abc import AsyncBackend, Backend
+from clusterports.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from clusterports.abc import (
+        Ask,
+        Closed,
+        Full,
+        Gone,
+        Granted,
+        Held,
+        Holder,
+        Occupied,
+        Opened,
+        Port,
+        Reclaimed,
+        Released,
+        Renewal,
+        Renewed,
+        Request,
+        SpaceView,
+        Stale,
+    )
+
+__all__ = ["AsyncMemoryBackend", "MemoryBackend", "Store", "connect", "connect_async"]
+
+
+def monotonic_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+class Store:
+    """All spaces, under one mutex. Nobody can be cut off from it, so a silence is the holder's own."""
+
+    def __init__(self, clock: Callable[[], int] = monotonic_us) -> None:
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.spaces: dict[str, Space] = {}
+
+    def space(self, name: str) -> Space:
+        space = self.spaces.get(name)
+        if space is None:
+            space = self.spaces[name] = Space(name)
+        return space
+
+
+_shared: dict[str, Store] = {}
+_shared_lock = threading.Lock()
+
+
+def _store(url: str, client: Any) -> Store:
+    if client is not None:
+        raise ConfigurationError(f"client: memory:// has no client, got {type(client).__name__}")
+    parts = urlsplit(url)
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ConfigurationError(f"url: memory:// takes at most a name (memory://name), got {url!r}")
+    if not parts.netloc:
+        return Store()
+    with _shared_lock:
+        return _shared.setdefault(parts.netloc, Store())
+
+
+class MemoryBackend(Backend):
+    """`Space` as it is."""
+
+    name = "memory"
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store or Store()
+
+    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+        store = self._store
+        with store.lock:
+            return store.space(space).open(store.clock(), instance, token, ttl, supersede)
+
+    def acquire(
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
+    ) -> Granted | Full | Gone | Stale:
+        store = self._store
+        with store.lock:
+            return store.space(space).acquire(store.clock(), holder, request, asks)
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
+        store = self._store
+        outcomes: list[Renewed | Gone | BaseException] = []
+        for renewal in renewals:
+            with store.lock:
+                outcomes.append(store.space(renewal.space).renew(store.clock(), renewal))
+        return outcomes
+
+    def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
+        store = self._store
+        with store.lock:
+            return store.space(space).release(store.clock(), holder, ports)
+
+    def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        store = self._store
+        with store.lock:
+            return store.space(space).close(store.clock(), holder, quarantine=quarantine)
+
+    def reclaim(self, space: str) -> Reclaimed:
+        store = self._store
+        with store.lock:
+            return store.space(space).reclaim(store.clock())
+
+    def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
+        store = self._store
+        with store.lock:
+            return store.space(space).held(holder, store.clock(), after)
+
+    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+        store = self._store
+        with store.lock:
+            return [store.spaces.get(name, Space(name)).view(store.clock()) for name in spaces]
+
+    def spaces(self, instance: str | None = None) -> list[str]:
+        store = self._store
+        with store.lock:
+            return sorted(n for n, space in store.spaces.items() if instance is None or space.has(instance))
+
+    def close(self) -> None:
+        pass
+
+
+class AsyncMemoryBackend(AsyncBackend):
+    """The same for tasks: a step takes microseconds, so it runs where it is called."""
+
+    name = "memory"
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._sync = MemoryBackend(store)
+
+    async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+        return self._sync.open(space, instance, token=token, ttl=ttl, supersede=supersede)
+
+    async def acquire(
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
+    ) -> Granted | Full | Gone | Stale:
+        return self._sync.acquire(space, holder, request, asks)
+
+    async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
+        return self._sync.renew(renewals)
+
+    async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
+        return self._sync.release(space, holder, ports)
+
+    async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        return self._sync.close_lease(space, holder, quarantine=quarantine)
+
+    async def reclaim(self, space: str) -> Reclaimed:
+        return self._sync.reclaim(space)
+
+    async def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
+        return self._sync.held(space, holder, after)
+
+    async def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+        return self._sync.read(spaces)
+
+    async def spaces(self, instance: str | None = None) -> list[str]:
+        return self._sync.spaces(instance)
+
+    async def close(self) -> None:
+        self._sync.close()
+
+
+def connect(url: str, *, timeout: float = 5.0, client: Any = None) -> MemoryBackend:
+    return MemoryBackend(_store(url, client))
+
+
+def connect_async(url: str, *, timeout: float = 5.0, client: Any = None) -> AsyncMemoryBackend:
+    return AsyncMemoryBackend(_store(url, client))

@@ -1,0 +1,91 @@
+"""What an error of redis-py says about the request: not run, unknown, or hopeless. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from redis import exceptions as redis_errors
+
+from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
+
+__all__ = ["Fate", "Unreached", "fate", "translate", "unavailable"]
+
+
+class Fate(Enum):
+    """``NOT_RUN``: try again. ``UNKNOWN``: try again with the same request. ``FATAL``: trying again is of no use."""
+
+    NOT_RUN = "not run"
+    UNKNOWN = "unknown"
+    FATAL = "fatal"
+
+
+class Unreached(Exception):
+    """No connection could be made, so nothing was sent."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+_LATER: Final = frozenset(
+    ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "NOSCRIPT", "READONLY", "TRYAGAIN")
+)
+"""The server refused before the script ran, and may accept soon. Any other error reply is for good."""
+
+_NO_LOGIN: Final = ("NOAUTH", "WRONGPASS", "NOPERM")
+
+
+def code(error: BaseException) -> str:
+    """The first word of an error reply; redis-py strips it from those it has a class for."""
+    return _CODES.get(type(error)) or str(error).split(" ", 1)[0].rstrip(":")
+
+
+_CODES: Final[dict[type[BaseException], str]] = {
+    redis_errors.BusyLoadingError: "LOADING",
+    redis_errors.ReadOnlyError: "READONLY",
+    redis_errors.NoScriptError: "NOSCRIPT",
+    redis_errors.NoPermissionError: "NOPERM",
+    redis_errors.AuthenticationError: "WRONGPASS",
+    redis_errors.OutOfMemoryError: "OOM",
+    redis_errors.ClusterDownError: "CLUSTERDOWN",
+    redis_errors.MasterDownError: "MASTERDOWN",
+    redis_errors.TryAgainError: "TRYAGAIN",
+    redis_errors.AuthenticationWrongNumberOfArgsError: "NOAUTH",
+}
+
+
+def fate(error: BaseException) -> Fate:
+    if isinstance(error, Unreached):
+        inner = error.cause
+        return Fate.FATAL if fate(inner) is Fate.FATAL else Fate.NOT_RUN
+    if "max number of clients reached" in str(error) or code(error) in _LATER:
+        return Fate.NOT_RUN
+    if code(error) in _NO_LOGIN or isinstance(error, (redis_errors.ResponseError, redis_errors.DataError)):
+        return Fate.FATAL
+    return Fate.UNKNOWN
+
+
+def translate(error: BaseException, where: str) -> BackendError:
+    """The error for a fate of FATAL."""
+    inner = error.cause if isinstance(error, Unreached) else error
+    said = " ".join(str(inner).split())
+    if "CPSCHEMA " in said:
+        version = said.split("CPSCHEMA ", 1)[1].split(" ", 1)[0]
+        return IncompatibleSchema(f"The data at {where} has schema {version}; this clusterports knows schema 1 only")
+    if "CPDAMAGED " in said:
+        what = said.split("CPDAMAGED ", 1)[1].split(" script:", 1)[0]
+        return BackendError(f"The data at {where} is damaged, so nothing is allocated there: {what}")
+    match code(inner):
+        case "NOAUTH" | "WRONGPASS":
+            return BackendError(f"The store at {where} refuses the login: {said}")
+        case "NOPERM":
+            return BackendError(f"The store at {where} forbids this user what is needed: {said}")
+        case "OOM":
+            return BackendError(f"The store at {where} is out of memory: {said}")
+    return BackendError(f"The store at {where} answered with an error: {said}")
+
+
+def unavailable(error: BaseException, where: str, timeout: float, *, unknown: bool) -> BackendUnavailable:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return BackendUnavailable(f"The store at {where} did not answer within {timeout:g} s: {said}", unknown=unknown)

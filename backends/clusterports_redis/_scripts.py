@@ -1,0 +1,63 @@
+"""The Lua: one file per operation, joined with what they share."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+__all__ = ["SCRIPTS", "Script", "Scripts"]
+
+_NAMES: Final = ("open", "acquire", "renew", "release", "close", "reclaim", "held", "read")
+_FLAGS: Final = "-- flags: "
+
+
+class Script(NamedTuple):
+    """What EVAL and EVALSHA take."""
+
+    source: str
+    sha: str
+
+
+def _read(name: str) -> str:
+    return files(__name__.rpartition(".")[0]).joinpath("lua", f"{name}.lua").read_text("utf-8")
+
+
+def _code(text: str) -> str:
+    """Without comments and blank lines: the server keeps every script it has seen."""
+    return "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("--"))
+
+
+class Scripts:
+    """All operations. ``clock``: Lua that defines ``store_time()``; tests put a virtual clock here.
+
+    ``flags``: real servers are told what a script may do (``#!lua flags=...``); emulators do not know that line.
+    """
+
+    open: Script
+    acquire: Script
+    renew: Script
+    release: Script
+    close: Script
+    reclaim: Script
+    held: Script
+    read: Script
+
+    def __init__(self, clock: str | None = None, *, flags: bool = True) -> None:
+        self.clock = clock or _read("clock")
+        self.flags = flags
+        shared = _code(self.clock) + "\n" + _code(_read("space"))
+        for name in _NAMES:
+            text = _read(name)
+            source = shared + "\n" + _code(text)
+            if flags:
+                wanted = text.splitlines()[0].removeprefix(_FLAGS)
+                source = f"#!lua{'' if wanted == 'none' else f' flags={wanted}'}\n{source}"
+            # sha1 is how the server names a script, not a protection.
+            setattr(self, name, Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()))
+
+    def without_flags(self) -> Scripts:
+        return Scripts(self.clock, flags=False)
+
+
+SCRIPTS: Final = Scripts()

@@ -1,0 +1,366 @@
+# Generated from backends/clusterports_redis/_async.py by .ci/unasync.py; do not edit.
+
+"""The Redis backend and the connections under it."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from redis import exceptions as redis_errors
+from redis.connection import Connection
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from clusterports.abc import Backend, Capability
+from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
+
+from . import _wire as wire
+from ._failures import Fate, Unreached, fate, translate, unavailable
+from ._scripts import SCRIPTS, Scripts
+from ._url import connection_arguments, place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clusterports.abc import (
+        Ask,
+        Closed,
+        Full,
+        Gone,
+        Granted,
+        Held,
+        Holder,
+        Occupied,
+        Opened,
+        Port,
+        Reclaimed,
+        Released,
+        Renewal,
+        Renewed,
+        Request,
+        SpaceView,
+        Stale,
+    )
+
+__all__ = ["RedisBackend"]
+
+_BATCH: Final = 250
+"""How many requests travel together."""
+
+
+class OwnConnections:
+    """Connections of our own, made from a URL and never retried behind our back.
+
+    A call takes one and gives it back; one on which a call was cut short is closed. redis-py's pool asks each
+    connection whether it is still alive, which costs a fifth of a call; here a dead one is found by using it,
+    which is safe because every request may be repeated.
+    """
+
+    def __init__(self, url: str, socket_timeout: float) -> None:
+        self.where = place(url)
+        arguments = connection_arguments(url, socket_timeout)
+        self._class = arguments.pop("connection_class", Connection)
+        self._arguments = arguments
+        self._idle: deque[Any] = deque()
+        self._pid = os.getpid()
+        try:
+            self._class(**arguments)
+        except (TypeError, ValueError, redis_errors.RedisError) as error:
+            raise ConfigurationError(f"url: {self.where}: {error}") from None
+
+    def call(self, *command: Any) -> Any:
+        connection = self._take()
+        try:
+            connection.send_command(*command)
+            reply = connection.read_response()
+        except redis_errors.ResponseError:
+            self._idle.append(connection)
+            raise
+        except BaseException:
+            self._discard(connection)
+            raise
+        self._idle.append(connection)
+        return reply
+
+    def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send all, then read all. An error reply stands for its own command."""
+        connection = self._take()
+        replies: list[Any] = []
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            for _ in commands:
+                try:
+                    replies.append(connection.read_response())
+                except redis_errors.ResponseError as error:
+                    replies.append(error)
+        except BaseException:
+            self._discard(connection)
+            raise
+        self._idle.append(connection)
+        return replies
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().disconnect()
+
+    def _take(self) -> Any:
+        if self._pid != os.getpid():  # the parent goes on using its sockets
+            self._pid, self._idle = os.getpid(), deque()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        connection = self._class(**self._arguments)
+        try:
+            connection.connect()
+        except BaseException as error:
+            connection.disconnect()
+            if isinstance(error, (redis_errors.RedisError, OSError)):
+                raise Unreached(error) from error
+            raise
+        return connection
+
+    def _discard(self, connection: Any) -> None:
+        """Close it, and the idle ones with it: they go to the same server and most likely share its fate."""
+        connection.disconnect()
+        while self._idle:
+            self._idle.pop().disconnect()
+
+
+class CallersClient:
+    """A redis client that the caller made (also fakeredis). Whatever it retries is harmless here."""
+
+    def __init__(self, client: Any) -> None:
+        self.where = "the client that was passed in"
+        self._client = client
+
+    def call(self, *command: Any) -> Any:
+        return self._client.execute_command(*command)
+
+    def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        replies: list[Any] = pipe.execute(raise_on_error=False)
+        return replies
+
+    def close(self) -> None:
+        pass
+
+
+class _Transient(Exception):
+    """Some requests of a batch have no answer yet."""
+
+
+class RedisBackend(Backend):
+    """Spaces in Redis or Valkey: each step is one script, time is the server's.
+
+    ``timeout``: seconds that one call may take, with its repetitions.
+    """
+
+    name = "redis"
+    capabilities = frozenset({Capability.PROCESSES})
+
+    def __init__(
+        self, connections: OwnConnections | CallersClient, *, timeout: float = 5.0, scripts: Scripts = SCRIPTS
+    ) -> None:
+        self._link = connections
+        self._timeout = timeout
+        self._scripts = scripts
+        self._indexed: set[str] = set()
+
+    @classmethod
+    def connect(
+        cls, url: str = "", *, timeout: float = 5.0, client: Any = None, scripts: Scripts = SCRIPTS
+    ) -> RedisBackend:
+        link = CallersClient(client) if client is not None else OwnConnections(url, timeout / 2)
+        return cls(link, timeout=timeout, scripts=scripts)
+
+    # ---------------------------------------------------------------- steps
+
+    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+        reply = self._run("open", space, wire.open_args(instance, token, ttl, supersede))
+        if space not in self._indexed:
+            self._call("SADD", wire.SPACES, space)
+            self._indexed.add(space)
+        return wire.reply_of(reply)  # type: ignore[no-any-return]
+
+    def acquire(
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
+    ) -> Granted | Full | Gone | Stale:
+        reply = self._run("acquire", space, wire.acquire_args(holder, request, asks))
+        return wire.reply_of(reply)  # type: ignore[no-any-return]
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
+        outcomes = self._batch("renew", [(renewal.space, wire.renew_args(renewal)) for renewal in renewals])
+        return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
+
+    def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
+        count = 0
+        for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
+            part = ports[start : start + wire.RELEASE_AT_ONCE]
+            reply = wire.reply_of(self._run("release", space, wire.release_args(holder, part)))
+            if isinstance(reply, wire.Gone):
+                return reply
+            count += reply.count
+        return wire.Released(count)
+
+    def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        reply = self._run("close", space, wire.close_args(holder, quarantine))
+        return wire.reply_of(reply)  # type: ignore[no-any-return]
+
+    def reclaim(self, space: str) -> Reclaimed:
+        return wire.reply_of(self._run("reclaim", space, []))  # type: ignore[no-any-return]
+
+    # ---------------------------------------------------------------- reads
+
+    def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
+        reply = self._run("held", space, wire.held_args(holder, after))
+        return wire.reply_of(reply)  # type: ignore[no-any-return]
+
+    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+        readers = [wire.SpaceReader(space) for space in spaces]
+        waiting = readers
+        while waiting:
+            pages = self._batch("read", [(reader.space, reader.args()) for reader in waiting])
+            for page in pages:
+                if isinstance(page, BaseException):
+                    raise page
+            waiting = [reader for reader, page in zip(waiting, pages, strict=True) if not reader.feed(page)]
+        return [reader.view() for reader in readers]
+
+    def spaces(self, instance: str | None = None) -> list[str]:
+        known = sorted(wire.text(space) for space in self._call("SMEMBERS", wire.SPACES))
+        if instance is None:
+            return known
+        field = f"name/{wire.instance_text(instance)}"
+        found: list[str] = []
+        for start in range(0, len(known), _BATCH):
+            part = known[start : start + _BATCH]
+            answers = self._link.calls([("HEXISTS", wire.keys(space)[0], field) for space in part])
+            for space, answer in zip(part, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    raise translate(answer, self._link.where) from answer
+                if answer:
+                    found.append(space)
+        return found
+
+    def close(self) -> None:
+        self._link.close()
+
+    # ---------------------------------------------------------------- running scripts
+
+    def _run(self, operation: str, space: str, args: list[Any]) -> Any:
+        script = getattr(self._scripts, operation)
+        try:
+            return self._link.call("EVALSHA", script.sha, 5, *wire.keys(space), *args)
+        except (redis_errors.RedisError, Unreached, OSError) as error:
+            first = error
+        (outcome,) = self._batch(operation, [(space, args)], first)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _call(self, *command: Any) -> Any:
+        """A plain command, repeated like a script."""
+        (outcome,) = self._repeat([command], self._link.calls)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _batch(
+        self, operation: str, jobs: Sequence[tuple[str, list[Any]]], first: BaseException | None = None
+    ) -> list[Any]:
+        """Run one operation on many spaces; an outcome is a reply or a `BackendError`."""
+        commands = [(operation, 5, *wire.keys(space), *args) for space, args in jobs]
+        outcomes: list[Any] = []
+        for start in range(0, len(commands), _BATCH):
+            outcomes += self._repeat(commands[start : start + _BATCH], self._scripted, first)
+        return outcomes
+
+    def _repeat(self, commands: Sequence[Any], send: Any, first: BaseException | None = None) -> list[Any]:
+        """Send, and send again those without an answer, until each has one or the time is over."""
+        outcomes: list[Any] = [first] * len(commands)
+        left = list(range(len(commands)))
+        unknown = False
+
+        def sort_out() -> None:
+            nonlocal left, unknown
+            again = []
+            for index in left:
+                error = outcomes[index]
+                if not isinstance(error, BaseException) or isinstance(error, BackendError):
+                    continue
+                outlook = fate(error)
+                if outlook is Fate.FATAL:
+                    outcomes[index] = translate(error, self._link.where)
+                else:
+                    unknown = unknown or outlook is Fate.UNKNOWN
+                    again.append(index)
+            left = again
+
+        if first is not None:
+            sort_out()
+        try:
+            for attempt in Retrying(
+                stop=stop_before_delay(self._timeout),
+                wait=wait_random_exponential(multiplier=0.02, max=0.5),
+                retry=retry_if_exception_type(_Transient),
+            ):
+                with attempt:
+                    if left:
+                        try:
+                            replies = send([commands[index] for index in left])
+                        except (redis_errors.RedisError, Unreached, OSError) as error:
+                            replies = [error] * len(left)
+                        for index, reply in zip(left, replies, strict=True):
+                            outcomes[index] = reply
+                        sort_out()
+                    if left:
+                        raise _Transient
+        except RetryError:
+            for index in left:
+                outcomes[index] = unavailable(outcomes[index], self._link.where, self._timeout, unknown=unknown)
+        return outcomes
+
+    def _scripted(self, commands: Sequence[Any]) -> list[Any]:
+        """EVALSHA; where the server does not know the script, EVAL, which teaches it."""
+        script = getattr(self._scripts, commands[0][0])
+        replies = self._link.calls([("EVALSHA", script.sha, *command[1:]) for command in commands])
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+        if unknown:
+            head, *rest = unknown
+            replies[head] = self._eval(commands[head])
+            if rest and not isinstance(replies[head], BaseException):
+                script = getattr(self._scripts, commands[0][0])
+                again = self._link.calls([("EVALSHA", script.sha, *commands[i][1:]) for i in rest])
+                for i, reply in zip(rest, again, strict=True):
+                    replies[i] = reply
+        return replies
+
+    def _eval(self, command: Sequence[Any]) -> Any:
+        script = getattr(self._scripts, command[0])
+        try:
+            return self._link.call("EVAL", script.source, *command[1:])
+        except redis_errors.ResponseError as error:
+            if "unexpected symbol near '#'" not in str(error) or not self._scripts.flags:
+                return error
+        version = self._old_version()
+        if version:
+            return IncompatibleSchema(
+                f"The server at {self._link.where} is {version}; Redis 7.0 or Valkey 7.2 is the oldest that will do"
+            )
+        self._scripts = self._scripts.without_flags()
+        return self._eval(command)
+
+    def _old_version(self) -> str:
+        """What to call a server that does not know script flags; empty for an emulator of a newer one."""
+        try:
+            info = self._link.call("INFO", "server")
+        except redis_errors.NoPermissionError:
+            return "older than Redis 7.0"
+        except redis_errors.ResponseError:
+            return ""
+        version = wire.server_version(info)
+        return f"Redis {version}" if version.split(".")[0].isdigit() and int(version.split(".")[0]) < 7 else ""

@@ -1,0 +1,211 @@
+"""What goes over the wire: keys and arguments of the scripts, and their replies. Pure."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from clusterports._space import member, parse_member
+from clusterports.abc import (
+    Closed,
+    Full,
+    Gone,
+    Granted,
+    Held,
+    LeaseView,
+    Occupied,
+    Opened,
+    Port,
+    PortView,
+    Reclaimed,
+    Released,
+    Renewed,
+    SpaceView,
+    Stale,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from clusterports.abc import Ask, Holder, Renewal, Request
+
+__all__ = ["PREFIX", "SPACES", "keys"]
+
+PREFIX: Final = "clusterports:1:"
+"""The layout of the keys has a version of its own: another layout is another set of keys."""
+
+SPACES: Final = f"{PREFIX}spaces"
+"""The names of all spaces; best effort, so that `status` needs no SCAN."""
+
+PAGE: Final = 1000
+RELEASE_AT_ONCE: Final = 500
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@lru_cache(maxsize=4096)
+def keys(space: str) -> tuple[str, ...]:
+    """All keys of a space. They share one hash tag, so they lie in one slot of a cluster."""
+    return tuple(f"{PREFIX}{{{space}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp"))
+
+
+def instance_text(instance: str) -> str:
+    """How an instance is written in the store: ASCII, whatever it is."""
+    return _encode(instance)
+
+
+def server_version(info: Any) -> str:
+    """The version from the answer to INFO, which redis-py has parsed or not."""
+    if isinstance(info, dict):
+        return str(info.get("redis_version", ""))
+    for line in text(info).splitlines():
+        if line.startswith("redis_version:"):
+            return str(line.partition(":")[2])
+    return ""
+
+
+# -------------------------------------------------------------------- requests
+
+
+def open_args(instance: str, token: str, ttl: int, supersede: int) -> list[Any]:
+    return [instance_text(instance), token, ttl, supersede]
+
+
+def acquire_args(holder: Holder, request: Request, asks: Sequence[Ask]) -> list[Any]:
+    args: list[Any] = [holder.lease, holder.incarnation, request.number, request.floor, len(asks)]
+    for ask in asks:
+        note = _encode({"i": holder.instance, "l": ask.labels, "o": ask.owner, "r": ask.range})
+        args += (ask.protocol, ask.count, ask.quarantine, note, len(ask.spans))
+        for span in ask.spans:
+            args += span
+    return args
+
+
+def renew_args(renewal: Renewal) -> list[Any]:
+    return [renewal.holder.lease, renewal.holder.incarnation, renewal.floor, *renewal.abandoned]
+
+
+def release_args(holder: Holder, ports: Iterable[Port]) -> list[Any]:
+    args: list[Any] = [holder.lease, holder.incarnation]
+    for number, protocol, fence in ports:
+        args += (member(protocol, number), fence)
+    return args
+
+
+def close_args(holder: Holder, quarantine: bool) -> list[Any]:
+    return [holder.lease, holder.incarnation, "cool" if quarantine else "free"]
+
+
+def held_args(holder: Holder, after: Port | None) -> list[Any]:
+    return [holder.lease, holder.incarnation, member(after.protocol, after.number) if after else "", PAGE]
+
+
+# -------------------------------------------------------------------- replies
+
+
+def text(reply: Any) -> Any:
+    """A reply as str and int, whether or not the client decodes."""
+    if isinstance(reply, bytes):
+        return reply.decode()
+    return [text(item) for item in reply] if isinstance(reply, list) else reply
+
+
+def reply_of(reply: Any) -> Any:
+    """The reply of any operation but `read`, whose pages are joined by :class:`SpaceReader`."""
+    if isinstance(reply[0], bytes):
+        reply = text(reply)
+    return _REPLIES[reply[0]](reply)
+
+
+def _granted(reply: list[Any]) -> Granted:
+    since, first, *names = reply[1].split()
+    fence = int(first)
+    if len(names) == 1:
+        protocol, number = parse_member(names[0])
+        return Granted((Port(number, protocol, fence),), int(since))
+    ports = []
+    for offset, name in enumerate(names):
+        protocol, number = parse_member(name)
+        ports.append(Port(number, protocol, fence + offset))
+    return Granted(tuple(ports), int(since))
+
+
+def _full(reply: list[Any]) -> Full:
+    _, ask, backlog, clock, now, name, record = reply
+    return Full(ask, port_view(name, record, int(clock), int(now)) if record else None, bool(backlog))
+
+
+def _held(reply: list[Any]) -> Held:
+    clock, now = int(reply[1]), int(reply[2])
+    ports = tuple(port_view(reply[i], reply[i + 1], clock, now) for i in range(3, len(reply), 2))
+    return Held(ports, len(ports) == PAGE)
+
+
+def port_view(name: str, record: str, clock: int, now: int) -> PortView:
+    state, lease, fence, since, until, note = record.split(" ", 5)
+    about: Mapping[str, Any] = json.loads(note)
+    protocol, number = parse_member(name)
+    return PortView(
+        number=number,
+        protocol=protocol,
+        state="held" if state == "h" else "cooling",
+        range=about["r"],
+        owner=about["o"],
+        labels=about["l"],
+        instance=about["i"],
+        lease=int(lease),
+        fence=int(fence),
+        age=max(0, now - int(since)),
+        free_in=None if state == "h" else int(until) - clock,
+    )
+
+
+_REPLIES: Final = {
+    "GRANTED": _granted,
+    "RELEASED": lambda reply: Released(int(reply[1])),
+    "RENEWED": lambda reply: Renewed(bool(reply[1])),
+    "RECLAIMED": lambda reply: Reclaimed(bool(reply[1])),
+    "CLOSED": lambda reply: Closed(bool(reply[1])),
+    "FULL": _full,
+    "GONE": lambda reply: Gone(reply[1]),
+    "STALE": lambda reply: Stale(int(reply[1])),
+    "OPENED": lambda reply: Opened(int(reply[1]), int(reply[2]), int(reply[3])),
+    "OCCUPIED": lambda reply: Occupied(int(reply[1])),
+    "HELD": _held,
+}
+
+
+class SpaceReader:
+    """Joins the pages of one space. Feed it until it is done; a field that comes twice counts as last read."""
+
+    def __init__(self, space: str) -> None:
+        self.space = space
+        self.cursor = "0"
+        self._fence = 0
+        self._leases: dict[str, LeaseView] = {}
+        self._ports: dict[str, PortView] = {}
+
+    def args(self) -> list[Any]:
+        return [self.cursor, PAGE]
+
+    def feed(self, reply: Any) -> bool:
+        """Take a page; True when it was the last."""
+        _, self.cursor, clock_text, now_text, fence, *fields = text(reply)
+        clock, now = int(clock_text), int(now_text)
+        self._fence = int(fence)
+        for name, record in zip(fields[::2], fields[1::2], strict=True):
+            kind, _, rest = name.partition("/")
+            if kind == "lease":
+                incarnation, ttl, _, expires, _, instance = record.split(" ", 5)
+                self._leases[name] = LeaseView(
+                    int(rest), json.loads(instance), int(incarnation), int(ttl), int(expires) - clock
+                )
+            else:
+                self._ports[name] = port_view(name, record, clock, now)
+        return bool(self.cursor == "0")
+
+    def view(self) -> SpaceView:
+        leases = sorted(self._leases.values())
+        ports = tuple(port for _, port in sorted(self._ports.items()))
+        return SpaceView(self.space, self._fence, tuple(leases), ports)

@@ -1,0 +1,389 @@
+"""The contract of a backend: where leases and ports are kept.
+
+One call is one atomic step on one space. A backend decides nothing of its own: the rules of a step are those
+of :class:`clusterports._space.Space`, and a backend is right when every reply and everything that
+:meth:`Backend.read` shows equals what ``Space`` answers to the same calls at the same times. The suite in
+:mod:`clusterports.testing` checks it.
+
+Units: all times are integers in microseconds; durations and the lease clock never go back. Bounds of port
+spans are inclusive.
+
+Refusals are replies, failures are exceptions. A step that was refused for a reason that lies in the space
+(`Gone`, `Stale`, `Full`, `Occupied`) is an ordinary reply, and changed nothing but the space's own progress
+(clock, reclaim). A store that cannot be reached, refuses the password or keeps damaged data raises a
+:class:`~clusterports.errors.BackendError`.
+
+Repetition: a caller that got no reply may send the same request again, and a network may deliver it twice or
+late. Every step is safe under that (see each method), so a backend may retry on its own until ``timeout``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+__all__ = [
+    "Ask",
+    "AsyncBackend",
+    "Backend",
+    "Capability",
+    "Closed",
+    "Driver",
+    "Full",
+    "Gone",
+    "Granted",
+    "Held",
+    "Holder",
+    "LeaseView",
+    "Occupied",
+    "Opened",
+    "Port",
+    "PortView",
+    "Protocol4",
+    "Reclaimed",
+    "Released",
+    "Renewal",
+    "Renewed",
+    "Request",
+    "SpaceView",
+    "Stale",
+]
+
+Protocol4: TypeAlias = Literal["tcp", "udp"]
+"""A layer 4 protocol. Each has a number space of its own."""
+
+
+class Holder(NamedTuple):
+    """Who asks: the proof of a lease. A step with another incarnation than the lease's own is refused (S2)."""
+
+    instance: str
+    lease: int
+    incarnation: int
+
+
+class Request(NamedTuple):
+    """The identity of one logical acquire within an incarnation (S4, S5).
+
+    ``number`` counts up from 1. ``floor`` is the lowest number whose outcome the caller does not know yet:
+    everything below is settled, its record can be dropped, and if it arrives once more it is stale.
+    """
+
+    number: int
+    floor: int
+
+
+class Ask(NamedTuple):
+    """Some ports of one protocol, to be picked from spans of port numbers in the order given.
+
+    What a strategy, an exclusion or a band means is decided by whoever makes the spans; the space picks the
+    lowest free numbers of the first span, then of the next.
+    """
+
+    range: str
+    spans: tuple[tuple[int, int], ...]
+    count: int = 1
+    protocol: Protocol4 = "tcp"
+    quarantine: int = 0
+    owner: str = ""
+    labels: Mapping[str, str] = {}
+
+
+class Port(NamedTuple):
+    """A port that was granted: its name for good is its fence."""
+
+    number: int
+    protocol: Protocol4
+    fence: int
+
+
+class Renewal(NamedTuple):
+    """One heartbeat for one space. ``abandoned``: requests whose outcome the caller never learned."""
+
+    space: str
+    holder: Holder
+    floor: int = 1
+    abandoned: tuple[int, ...] = ()
+
+
+class Opened(NamedTuple):
+    """The lease is ours. ``ports``: how many are held under it already (more than 0 after a resume)."""
+
+    lease: int
+    incarnation: int
+    ports: int
+
+
+class Occupied(NamedTuple):
+    """Another process holds a live lease under this instance name, in this incarnation."""
+
+    incarnation: int
+
+
+class Granted(NamedTuple):
+    """The ports, in the order of the asks. ``since``: the store's time."""
+
+    ports: tuple[Port, ...]
+    since: int
+
+
+class Full(NamedTuple):
+    """The ask with this index could not be met, so nothing was given.
+
+    ``holder``: for an ask of one explicit port, what is known of it. ``backlog``: more can be reclaimed now.
+    """
+
+    ask: int
+    holder: PortView | None
+    backlog: bool
+
+
+class Renewed(NamedTuple):
+    """The lease runs for another full TTL. ``backlog``: the space has more to reclaim now."""
+
+    backlog: bool
+
+
+class Released(NamedTuple):
+    """``count`` of the ports were held and are free now; the others were no longer held (never an error)."""
+
+    count: int
+
+
+class Closed(NamedTuple):
+    """``more`` is True while ports are left: call again. Otherwise the lease is gone."""
+
+    more: bool
+
+
+class Reclaimed(NamedTuple):
+    """``backlog``: the space has more to reclaim now."""
+
+    backlog: bool
+
+
+class Gone(NamedTuple):
+    """There is no such lease. ``reason`` says whether it expired or was taken over by a newer incarnation."""
+
+    reason: Literal["expired", "superseded"]
+
+
+class Stale(NamedTuple):
+    """The request with this number was settled or abandoned by its caller before. Nothing was done."""
+
+    number: int
+
+
+class Held(NamedTuple):
+    """A page of the ports that a lease holds, in ascending order; ``more`` when the page was full."""
+
+    ports: tuple[PortView, ...]
+    more: bool
+
+
+class LeaseView(NamedTuple):
+    """What anybody may see of a lease. ``expires_in`` is negative once it has run out."""
+
+    lease: int
+    instance: str
+    incarnation: int
+    ttl: int
+    expires_in: int
+
+
+class PortView(NamedTuple):
+    """What anybody may see of a port that is not free.
+
+    ``age``: since it was granted. ``free_in``: until it is free again; None while it is held.
+    """
+
+    number: int
+    protocol: Protocol4
+    state: Literal["held", "cooling"]
+    range: str
+    owner: str
+    labels: Mapping[str, str]
+    instance: str
+    lease: int
+    fence: int
+    age: int
+    free_in: int | None
+
+
+class SpaceView(NamedTuple):
+    """A space as it stands: leases by instance name, ports by protocol and number."""
+
+    space: str
+    fence: int
+    leases: tuple[LeaseView, ...]
+    ports: tuple[PortView, ...]
+
+
+class Capability(StrEnum):
+    """What a backend can do beyond the contract; declared, never found out by trying."""
+
+    PROCESSES = "processes"
+    """Several processes see the same store."""
+
+
+class Backend(ABC):
+    """A store, for threads. All methods may be called from several threads at once."""
+
+    name: str
+    """What ``status`` calls it: ``memory``, ``redis``."""
+
+    capabilities: frozenset[Capability] = frozenset()
+
+    @abstractmethod
+    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+        """Open the lease of an instance on a space, or resume it.
+
+        ``token`` names the calling process. Without a live lease under ``instance``, a new one is made. With
+        one, and the same token: nothing changes, it is answered again. With another token: `Occupied`, unless
+        ``supersede`` is that lease's incarnation: then the caller takes it over with all its ports as a newer
+        incarnation, and the older one is refused from now on. So a late or repeated call never takes a lease
+        from anybody but the incarnation that its sender saw.
+        """
+
+    @abstractmethod
+    def acquire(
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
+    ) -> Granted | Full | Gone | Stale:
+        """Give all of the asks, or nothing.
+
+        A request number that was granted before is answered with the same ports; one below the lease's floor,
+        or abandoned, is `Stale`.
+        """
+
+    @abstractmethod
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
+        """One heartbeat for each space, however many ports: expiry is a full TTL from now.
+
+        Abandoned requests are undone if they were carried out, and refused if they arrive later. One outcome
+        for each renewal, in order; an exception stands for that one alone.
+        """
+
+    @abstractmethod
+    def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
+        """Free these ports at once. One that is not held under this lease with this very fence is passed over."""
+
+    @abstractmethod
+    def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        """Free up to 64 ports of the lease (or, with ``quarantine``, let them cool), then end it.
+
+        To be called until `Closed.more` is False. In between the lease is as live as ever.
+        """
+
+    @abstractmethod
+    def reclaim(self, space: str) -> Reclaimed:
+        """Visit a space: let its clock advance and reclaim up to 64 ports that are due."""
+
+    @abstractmethod
+    def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
+        """The ports of a lease, after a given one. Reads only."""
+
+    @abstractmethod
+    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+        """How these spaces stand now. Reads only: nothing is reclaimed, no lease is prolonged.
+
+        A large space may be read in several parts, so a port may be shown as it was a moment before another.
+        """
+
+    @abstractmethod
+    def spaces(self, instance: str | None = None) -> list[str]:
+        """The spaces known to the store, sorted; with ``instance``, those in which it has a lease. Reads only."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up connections. Leases are not touched."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncBackend(ABC):
+    """The same store, for tasks of one event loop. Each method means what its namesake in :class:`Backend` means.
+
+    A cancelled call may or may not have been carried out; its connection is not used again.
+    """
+
+    name: str
+    capabilities: frozenset[Capability] = frozenset()
+
+    @abstractmethod
+    async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+        """See :meth:`Backend.open`."""
+
+    @abstractmethod
+    async def acquire(
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
+    ) -> Granted | Full | Gone | Stale:
+        """See :meth:`Backend.acquire`."""
+
+    @abstractmethod
+    async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
+        """See :meth:`Backend.renew`."""
+
+    @abstractmethod
+    async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
+        """See :meth:`Backend.release`."""
+
+    @abstractmethod
+    async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        """See :meth:`Backend.close_lease`."""
+
+    @abstractmethod
+    async def reclaim(self, space: str) -> Reclaimed:
+        """See :meth:`Backend.reclaim`."""
+
+    @abstractmethod
+    async def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
+        """See :meth:`Backend.held`."""
+
+    @abstractmethod
+    async def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+        """See :meth:`Backend.read`."""
+
+    @abstractmethod
+    async def spaces(self, instance: str | None = None) -> list[str]:
+        """See :meth:`Backend.spaces`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """See :meth:`Backend.close`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Driver(Protocol):
+    """What an entry point of the group ``clusterports.backends`` loads: usually a module. Its name is the URL's scheme."""
+
+    def connect(self, url: str, *, timeout: float = 5.0, client: Any = None) -> Backend:
+        """A backend for this URL; nothing is contacted yet.
+
+        ``timeout``: seconds that one call may take, with its retries. ``client``: a connected client object of
+        the store's own library, used instead of the URL and not closed by the backend.
+
+        :raises ConfigurationError: for a URL or a client that can never work.
+        """
+        ...
+
+    def connect_async(self, url: str, *, timeout: float = 5.0, client: Any = None) -> AsyncBackend:
+        """The same for tasks."""
+        ...
