@@ -25,6 +25,7 @@ __all__ = [
     "default_host",
     "default_instance",
     "host_space",
+    "is_host_space",
     "is_name",
     "space_host",
 ]
@@ -46,14 +47,19 @@ def host_space(host: str) -> str:
     return _HOST_SPACE + quote(host, safe="").replace("~", "%7E")
 
 
+def is_host_space(space: str) -> bool:
+    """Whether this is the space of a host."""
+    return space.startswith(_HOST_SPACE)
+
+
 def space_host(space: str) -> str:
     """The host of a space.
 
     :raises ValueError: when the space is not that of a host.
     """
-    if not space.startswith(_HOST_SPACE):
+    if not is_host_space(space):
         raise ValueError(f"not the space of a host: {space!r}")
-    return unquote(space[len(_HOST_SPACE) :], errors="strict")
+    return unquote(space[len(_HOST_SPACE) :], errors="replace")
 
 
 def is_name(value: object) -> bool:
@@ -83,8 +89,8 @@ def check_text(key: str, value: object) -> str:
     """
     size = _utf8_size(value) if isinstance(value, str) else None
     if not isinstance(value, str) or size is None or size > TEXT_BYTES:
-        length = "" if size is None else f" ({size} bytes)"
-        raise ConfigurationError(f"{key}: must be text of at most {TEXT_BYTES} bytes in UTF-8, got {show(value)}{length}")
+        got = show(value) if size is None else f"{size} bytes: {show(value)}"
+        raise ConfigurationError(f"{key}: must be text of at most {TEXT_BYTES} bytes in UTF-8, got {got}")
     return value
 
 

@@ -43,12 +43,15 @@ if TYPE_CHECKING:
 
     from .abc import Ask, Holder, Protocol4, Renewal, Request
 
-__all__ = ["MAX_GAP", "MAX_PORT", "STEP", "Space"]
+__all__ = ["GRAIN", "MAX_GAP", "MAX_PORT", "STEP", "Space"]
 
 STEP: Final = 64
 """The most ports that one visit reclaims (L3)."""
 
 MAX_PORT: Final = 65535
+
+GRAIN: Final = 1_000
+"""Time moves in steps of a millisecond at least: a shorter one is left for the next visit."""
 
 MAX_GAP: Final = 3_600_000_000
 """The most that one visit moves the lease clock of a store that can be away; no TTL may be longer."""
@@ -250,8 +253,10 @@ class Space:
         if self._seen is None:
             return False
         before, gap = self._clock, now - self._seen
-        self._clock = clock = self._clock_at(now)
-        self._seen = now
+        if not 0 <= gap < GRAIN:
+            self._clock = self._clock_at(now)
+            self._seen = now
+        clock = self._clock
         if self._max_gap is not None:
             for lease in self._leases.values():
                 if gap * 3 > lease.ttl and before < lease.expires == lease.nominal:
@@ -261,9 +266,9 @@ class Space:
         return bool(heap) and heap[0][0] <= clock and self._reclaim()
 
     def _clock_at(self, now: int) -> int:
-        if self._seen is None or now <= self._seen:
+        gap = 0 if self._seen is None else now - self._seen
+        if gap < GRAIN:
             return self._clock
-        gap = now - self._seen
         return self._clock + (gap if self._max_gap is None or gap < self._max_gap else self._max_gap)
 
     def _prolong(self, lease: _Lease) -> None:

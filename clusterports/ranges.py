@@ -9,7 +9,16 @@ from typing import Final
 from ._text import show
 from .errors import ConfigurationError
 
-__all__ = ["LIBVIRT_RANGES", "MAX_PORT", "MAX_QUARANTINE", "PORT_BOUND", "QUARANTINE_BOUND", "PortRange"]
+__all__ = [
+    "LIBVIRT_RANGES",
+    "MAX_PORT",
+    "MAX_QUARANTINE",
+    "NAME_BOUND",
+    "PORT_BOUND",
+    "QUARANTINE_BOUND",
+    "PortRange",
+    "is_range_name",
+]
 
 MAX_PORT: Final = 65535
 
@@ -24,6 +33,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def is_range_name(value: object) -> bool:
+    """Whether this can name a range."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
@@ -53,9 +63,7 @@ class PortRange:
             raise ConfigurationError(f"ranges.{self.name}.first: must be at most last ({self.last}), got {self.first}")
         seconds = self.quarantine
         if not _is_number(seconds) or not 0 <= seconds <= MAX_QUARANTINE:  # false for NaN too
-            raise ConfigurationError(
-                f"ranges.{self.name}.quarantine: must be {QUARANTINE_BOUND}, got {show(seconds)}"
-            )
+            raise ConfigurationError(f"ranges.{self.name}.quarantine: must be {QUARANTINE_BOUND}, got {show(seconds)}")
         object.__setattr__(self, "quarantine", float(seconds))
 
     @property

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import servers
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CI = os.environ.get("CI") == "true"
+
+settings.register_profile(
+    "clusterports", derandomize=CI, max_examples=300 if CI else 50, stateful_step_count=50, deadline=None, database=None
+)
+settings.load_profile("clusterports")
 
 
 def missing(reason: object) -> NoReturn:
@@ -82,5 +88,5 @@ def server(request: pytest.FixtureRequest) -> servers.ServerStore:
     return _store(request)
 
 
-def _store(request: pytest.FixtureRequest) -> servers.Any:
+def _store(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("fake_redis" if request.param == "fakeredis" else request.param)

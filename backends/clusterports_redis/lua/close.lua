@@ -1,20 +1,18 @@
 -- flags: allow-oom
+-- parts: clock space enter
+-- reads: 'schema'
 -- Free up to STEP ports of the lease, or let them cool, then end it. To be called until nothing is left.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 'free' or 'cool'
 -- Returns {'CLOSED', 1 when ports are left} or {'GONE', reason}
-local id = ARGV[1]
-local lease, refusal = enter(id, ARGV[2])
-if not lease then return refusal end
-local members = held_by(id, STEP)
+local space = rare()
+local members = space.held_by(id, STEP)
 if ARGV[3] == 'cool' then
-  cool(id, members, clock)
+  space.cool(id, members, clock)
 else
-  local names = {}
-  for i, member in ipairs(members) do names[i] = name_of(id, member) end
-  each('ZREM', PORTS, members)
-  free(names)
+  space.each('ZREM', PORTS, members)
+  space.free(space.names(id, members))
 end
-if #members < STEP then drop(id, lease) end
-commit()
+if #members < STEP then space.drop(id, space.lease(record)) end
+call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', next_due)
 return {'CLOSED', #members == STEP and 1 or 0}

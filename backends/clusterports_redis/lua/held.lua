@@ -1,19 +1,25 @@
 -- flags: no-writes
+-- parts: clock space
 -- A page of the ports of a lease, in ascending order.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 the port after which to begin, or ''  4 the most to return
 -- Returns {'HELD', clock, now, port, record, port, record, ...} or {'GONE', reason}
+local space = rare()
 local id = ARGV[1]
-local s = load('lease/' .. id)
-if not s then return {'GONE', 'expired'} end
-clock = clock_at(tonumber(s[3]))
-local lease, refusal = live(s[6], ARGV[2])
-if not lease then return refusal end
+local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next', 'lease/' .. id)
+if s[1] ~= '1' then
+  space.unknown(s[1])
+  return {'GONE', 'expired'}
+end
+numbers(s)
+local lease = space.lease(s[7])
+if not lease or lease.expires <= clock then return {'GONE', 'expired'} end
+if lease.incarnation ~= ARGV[2] then return {'GONE', 'superseded'} end
 local from = ARGV[3] == '' and '[' .. id .. '/' or '(' .. id .. '/' .. ARGV[3]
-local reply = {'HELD', int(clock), int(now)}
-for _, member in ipairs(call('ZRANGE', PORTS, from, '(' .. id .. '0', 'BYLEX', 'LIMIT', 0, ARGV[4])) do
-  local name = name_of(id, member)
+local members = call('ZRANGE', PORTS, from, '(' .. id .. '0', 'BYLEX', 'LIMIT', 0, ARGV[4])
+local reply = {'HELD', format('%.0f', clock), format('%.0f', now)}
+for _, name in ipairs(space.names(id, members)) do
   reply[#reply + 1] = name
-  reply[#reply + 1] = call('HGET', STATE, name) or damaged('port ' .. name)
+  reply[#reply + 1] = call('HGET', STATE, name) or space.damaged('port ' .. name)
 end
 return reply

@@ -1,16 +1,20 @@
 -- flags: no-writes
+-- parts: clock space
 -- A page of all that a space holds, for status. A field may come twice, or as it was a page before.
 -- KEYS  see space.lua
 -- ARGV  1 cursor, '0' at first  2 about how many fields
 -- Returns {'SPACE', cursor, clock, now, fence, field, value, field, value, ...}, cursor '0' at the end
-local s = load()
-if not s then return {'SPACE', '0', '0', int(now), '0'} end
-clock = clock_at(tonumber(s[3]))
+local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next')
+if s[1] ~= '1' then
+  rare().unknown(s[1])
+  return {'SPACE', '0', '0', format('%.0f', now), '0'}
+end
+numbers(s)
 local page = call('HSCAN', STATE, ARGV[1], 'COUNT', ARGV[2])
-local reply = {'SPACE', page[1], int(clock), int(now), int(fence)}
+local reply = {'SPACE', page[1], format('%.0f', clock), format('%.0f', now), format('%.0f', fence)}
 local fields = page[2]
 for i = 1, #fields, 2 do
-  if string.find(fields[i], '^lease/') or string.find(fields[i], '^%l%l%l/%d') then
+  if match(fields[i], '^lease/') or match(fields[i], '^%l%l%l/%d') then
     reply[#reply + 1] = fields[i]
     reply[#reply + 1] = fields[i + 1]
   end

@@ -1,17 +1,27 @@
 -- flags: allow-oom
+-- parts: clock space enter
+-- reads: ARGV[3]
 -- Free ports that the lease holds with these very fences; others are passed over.
 -- KEYS  see space.lua
--- ARGV  1 lease id  2 incarnation, then port and fence of each, at most 900
+-- ARGV  1 lease id  2 incarnation, then port and fence of each, at most 500
 -- Returns {'RELEASED', count} or {'GONE', reason}
-local id = ARGV[1]
-local names, fences = {}, {}
-for i = 3, #ARGV, 2 do
-  names[#names + 1] = ARGV[i]
-  fences[#names] = ARGV[i + 1]
+local count = 0
+if #ARGV == 4 then
+  local name = ARGV[3]
+  local lease, its_fence = match(also or '', '^h (%d+) (%d+) ')
+  if lease == id and its_fence == ARGV[4] then
+    call('ZREM', PORTS, id .. '/' .. name)
+    call('SETBIT', BITS[string.sub(name, 1, 3)], tonumber(string.sub(name, 5)), 0)
+    call('HDEL', STATE, name)
+    count = 1
+  end
+elseif #ARGV > 4 then
+  local names, fences = {}, {}
+  for i = 3, #ARGV, 2 do
+    names[#names + 1] = ARGV[i]
+    fences[#names] = ARGV[i + 1]
+  end
+  count = rare().free_held(id, names, fences, call('HMGET', STATE, unpack(names)))
 end
-local lease, s = enter(id, ARGV[2], unpack(names))
-if not lease then return s end
-local records = {unpack(s, 7, 6 + #names)}
-local count = free_held(id, names, fences, records)
-commit()
+if seen == now then call('HSET', STATE, 'clock', clock, 'seen', seen) end
 return {'RELEASED', count}

@@ -1,34 +1,35 @@
 -- flags: allow-oom
+-- parts: clock space enter
+-- reads: 'done/' .. id
 -- One heartbeat, however many ports: the lease runs for a full TTL from now. Abandoned requests are undone.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests
 -- Returns {'RENEWED', backlog} or {'GONE', reason}
-local id = ARGV[1]
-local lease, s, backlog = enter(id, ARGV[2], 'done/' .. id)
-if not lease then return s end
-
-local done = s[7] or damaged('done/' .. id)
-local settled = tonumber(string.match(done, '^%d+'))
+local space = rare()
+local done = also or space.damaged('done/' .. id)
+local highest = 0
 for i = 4, #ARGV do
   local number = ARGV[i]
-  local entry = string.match(done, ';' .. number .. ' ([^;]*)')
+  local entry = match(done, ';' .. number .. ' ([^;]*)')
   if entry and entry ~= '-' then
     local names, fences, records = {}, {}, {}
-    local _, fence_text, ports = string.match(entry, '^(%d+) (%d+) (.*)$')
+    local first, ports = match(entry, '^%d+ (%d+) (.*)$')
     for name in string.gmatch(ports, '%S+') do
       names[#names + 1] = name
-      fences[#names] = int(tonumber(fence_text) + #names - 1)
+      fences[#names] = format('%.0f', first + #names - 1)
       records[#names] = call('HGET', STATE, name)
     end
-    free_held(id, names, fences, records)
+    space.free_held(id, names, fences, records)
     done = string.gsub(done, ';' .. number .. ' [^;]*', ';' .. number .. ' -')
-  elseif not entry and tonumber(number) >= settled then
+  elseif not entry and tonumber(number) >= tonumber(match(done, '^%d+')) then
     done = done .. ';' .. number .. ' -'
+    highest = math.max(highest, tonumber(number))
   end
 end
-done = settle(done, tonumber(ARGV[3]))
+local lease = space.lease(record)
 lease.nominal = clock + lease.ttl
 lease.expires = lease.nominal
-call('ZADD', DUE, int(lease.expires), 'lease/' .. id)
-commit('lease/' .. id, lease_record(lease), 'done/' .. id, done)
+space.put_due('lease/' .. id, lease.expires)
+call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', next_due, 'lease/' .. id, space.record(lease),
+     'done/' .. id, space.settle(done, tonumber(ARGV[3]), highest))
 return {'RENEWED', backlog and 1 or 0}

@@ -1,0 +1,5 @@
+"""``python -m clusterports.cli``."""
+
+from . import main
+
+main()

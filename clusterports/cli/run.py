@@ -1,0 +1,275 @@
+"""``clusterports run``: a command with a port of its own.
+
+Signals. The main thread does nothing but wait for signals and for news of the other threads, and passes on to
+the command what was meant for it. The command stays in this process group, so that job control works as ever;
+what a terminal sends (Ctrl-C, Ctrl-\\, a new size) reaches it directly, and is told by the kernel's mark from
+what somebody sent to this process alone. Ctrl-Z stops both, the heartbeat too: for longer than the TTL, that
+is the end of the lease.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+import time
+from contextlib import AbstractContextManager, contextmanager, suppress
+from enum import StrEnum
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clusterports._names import check_labels, check_text
+from clusterports._text import show
+from clusterports.errors import ConfigurationError, LeaseLost
+
+from ._child import Child, NotStartedError
+from ._common import Config, Host, Instance, Ttl, Url, connect, load, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from clusterports import Allocation
+
+    Hold = Callable[[Callable[[LeaseLost], None], Callable[[object], None]], AbstractContextManager[Allocation]]
+
+__all__ = ["run"]
+
+PASSED_ON = {
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGCONT,
+}
+SENT_TO_GROUP = {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
+"""What a terminal sends to a whole process group. A hangup may be told to the session's leader alone."""
+
+HARMLESS = {signal.SIGWINCH, signal.SIGCONT}
+NEWS = signal.SIGRTMIN
+"""Another thread has something to say."""
+
+WAITED_FOR = {*PASSED_ON, signal.SIGCHLD, NEWS}
+
+SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel, not by a process
+
+KILL_AFTER = 10.0
+"""Seconds that a command has to end once its lease is lost."""
+
+LEAVE_AFTER = 2.0
+"""Seconds to wait for what may never come: the end of a killed process, the reply to an acquire nobody wants."""
+
+LEASE_LOST = 4
+
+
+class Protocol(StrEnum):
+    """Layer 4."""
+
+    tcp = "tcp"
+    udp = "udp"
+
+
+class OnLost(StrEnum):
+    """What happens to the command when its lease is lost."""
+
+    terminate = "terminate"
+    warn = "warn"
+
+
+def run(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- CMD ...", help="{port} and {host} in its words are filled in.")
+    ],
+    range: Annotated[str, typer.Option(help="The range to take a port from.")],
+    port: Annotated[int | None, typer.Option(help="This port of the range, or an error.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="tcp or udp.")] = Protocol.tcp,
+    owner: Annotated[str, typer.Option(help="Whom the port is for; free text.")] = "",
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="More about it; repeatable.")] = None,
+    on_lost: Annotated[
+        OnLost, typer.Option(help="When the lease is lost: end the command and exit with 4, or only say so.")
+    ] = OnLost.terminate,
+    strict: Annotated[
+        bool | None, typer.Option("--strict/--no-strict", help="A lease not renewed in time is lost at once.")
+    ] = None,
+    url: Url = None,
+    host: Host = None,
+    instance: Instance = None,
+    ttl: Ttl = None,
+    config: Config = None,
+) -> None:
+    """Take a port, run a command with it, and give the port back when the command ends.
+
+    The command finds CLUSTERPORTS_PORT, CLUSTERPORTS_HOST and CLUSTERPORTS_FENCE in its environment; its exit
+    code is this one's. It does not outlive this process.
+    """
+    labels = _labels(label or [])
+    check_text("owner", owner)
+    settings = load(config, url=url, host=host, instance=instance, ttl=ttl, strict=strict)
+
+    @contextmanager
+    def hold(on_lost: Callable[[LeaseLost], None], on_jeopardy: Callable[[object], None]) -> Iterator[Allocation]:
+        from clusterports import PortAllocator
+
+        with PortAllocator(
+            settings=settings, backend=connect(settings), on_lost=on_lost, on_jeopardy=on_jeopardy
+        ) as ports:
+            allocation = ports.acquire(range, port=port, protocol=protocol.value, owner=owner, labels=labels)
+            yield allocation
+            ports.release(allocation)
+
+    raise typer.Exit(Supervisor(command, hold, terminate=on_lost is OnLost.terminate).run())
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise ConfigurationError(f"label: must be KEY=VALUE, got {show(pair)}")
+        labels[key] = value
+    return check_labels(labels)
+
+
+class Supervisor:
+    """The command in its process, the port in its thread, and the main thread between them.
+
+    ``hold`` is a context manager: the port is held inside. It runs in a thread of its own, so that a store which
+    does not answer cannot keep a signal from being seen.
+    """
+
+    def __init__(self, command: Sequence[str], hold: Hold, *, terminate: bool) -> None:
+        self._command = command
+        self._hold = hold
+        self._terminate = terminate
+        self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._finish = threading.Event()
+        self._allocation: Allocation | None = None
+        self._lost: LeaseLost | None = None
+        self._kill_at: float | None = None
+        self._ended = False
+        self._error: Exception | None = None
+
+    def run(self) -> int:
+        """Until the command has ended and its port is back: the exit code."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was inherited as ignored, exit codes would be lost
+        self._child = Child(self._command)
+        # Blocked for good and in every thread to come; the child got the mask as it was.
+        signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
+        threading.Thread(target=self._keep, name="clusterports-run", daemon=True).start()
+        code = self._supervise()
+        self._child.abandon()
+        self._finish.set()
+        self._wait_for_release(code)
+        if self._allocation is not None and isinstance(self._error, LeaseLost) and self._lost is None:
+            self._lose(self._error)
+        elif self._allocation is not None and self._error is not None and self._lost is None:
+            say(f"warning: port {self._allocation.number} was not given back, its lease will run out: {self._error}")
+        return LEASE_LOST if self._lost is not None and self._terminate else code
+
+    # ---------------------------------------------------------------- in the thread that holds the port
+
+    def _keep(self) -> None:
+        error: Exception | None = None
+        try:
+            with self._hold(self._tell(self._lose), self._tell(self._warn)) as allocation:
+                self._post(lambda: self._start(allocation))
+                self._finish.wait()
+        except Exception as caught:  # noqa: BLE001 (for the main thread to judge)
+            error = caught
+        self._post(lambda: self._end(error))
+
+    def _tell(self, hear: Callable[[Any], None]) -> Callable[[Any], None]:
+        return lambda said: self._post(lambda: hear(said))
+
+    def _post(self, news: Callable[[], None]) -> None:
+        self._news.put(news)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, NEWS)
+
+    # ---------------------------------------------------------------- in the main thread: news
+
+    def _start(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+        if self._lost is None or not self._terminate:
+            self._child.start(allocation.number, allocation.host, allocation.fence)
+
+    def _end(self, error: Exception | None) -> None:
+        self._ended = True
+        self._error = error
+
+    def _lose(self, error: LeaseLost) -> None:
+        self._lost = error
+        if self._terminate and self._child.exit_code() is None:
+            say(f"{error}; ending the command")
+            self._child.send(signal.SIGTERM)
+            self._child.send(signal.SIGCONT)  # a stopped one would not notice
+            self._kill_at = time.monotonic() + KILL_AFTER
+        else:
+            say(error)
+
+    def _warn(self, _: object) -> None:
+        if self._allocation is not None:
+            say(f"warning: the lease of port {self._allocation.number} was not renewed in time, and may be lost")
+
+    # ---------------------------------------------------------------- in the main thread: signals
+
+    def _supervise(self) -> int:
+        """Until the command has ended, or there will be none: the exit code."""
+        killed = False
+        while True:
+            heard = self._next_signal(self._kill_at)
+            if heard is None:
+                if killed:  # not even SIGKILL ends a process that the kernel holds
+                    return LEASE_LOST
+                self._child.send(signal.SIGKILL)
+                killed, self._kill_at = True, time.monotonic() + LEAVE_AFTER
+            try:
+                self._hear_news()
+            except NotStartedError as error:
+                say(error)
+                return 127 if error.errno == errno.ENOENT else 126
+            if self._ended and self._error is not None and self._allocation is None:
+                raise self._error
+            code = self._child.exit_code()
+            if code is not None:
+                return code
+            if heard is None or heard.si_signo not in PASSED_ON:
+                continue
+            if self._allocation is not None:
+                self._pass_on(heard)
+            elif heard.si_signo not in HARMLESS:
+                return 128 + heard.si_signo
+
+    def _pass_on(self, heard: signal.struct_siginfo) -> None:
+        from_terminal = heard.si_signo in SENT_TO_GROUP and heard.si_code == SI_KERNEL
+        if not (from_terminal and self._child.shares_terminal_signals()):
+            self._child.send(heard.si_signo)
+
+    def _wait_for_release(self, code: int) -> None:
+        impatient = code > 128 and self._allocation is None
+        until = time.monotonic() + LEAVE_AFTER if impatient else None
+        while not self._ended:
+            heard = self._next_signal(until)
+            if heard is None:
+                if self._allocation is not None:
+                    say(f"warning: port {self._allocation.number} was not given back, its lease will run out")
+                return
+            self._hear_news()
+            if until is None and heard.si_signo in PASSED_ON - HARMLESS:
+                until = time.monotonic() + LEAVE_AFTER
+
+    def _next_signal(self, until: float | None) -> signal.struct_siginfo | None:
+        """None: nothing until then."""
+        if until is None:
+            return signal.sigwaitinfo(WAITED_FOR)
+        return signal.sigtimedwait(WAITED_FOR, max(0.0, until - time.monotonic()))
+
+    def _hear_news(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._news.get_nowait()()

@@ -1,0 +1,946 @@
+"""One suite for both kinds of backend: the asyncio kind is driven through a loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import pytest
+
+from clusterports.abc import (
+    Ask,
+    AsyncBackend,
+    Backend,
+    Capability,
+    Closed,
+    Full,
+    Gone,
+    Granted,
+    Held,
+    Holder,
+    LeaseView,
+    Occupied,
+    Opened,
+    Port,
+    PortView,
+    Reclaimed,
+    Released,
+    Renewal,
+    Renewed,
+    Request,
+    SpaceView,
+    Stale,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+__all__ = ["AsyncBackendConformance", "BackendConformance", "Clock", "RealClock", "exact"]
+
+T = TypeVar("T")
+
+SECOND = 1_000_000
+LONG = 3600 * SECOND
+GONE = Gone("expired")
+SUPERSEDED = Gone("superseded")
+
+HOSTILE = {
+    "braces": "}x{",
+    "star": "*",
+    "newline": "a\nb\r\nc",
+    "nul": "a\0b",
+    "escape": "\x1b[31mred\x1b]0;title\x07",
+    "markup": "[bold red]x[/] <b>x</b> %s {0} ${x}",
+    "quotes": "'\"\\\\\"' ; -- ]]",
+    "separators": "a;b|c/d:e,f=g h\ti 00010 lease/1 tcp/00010",
+    "non-ascii": "Gäste-Rechner-\u4e2d\u6587-\U0001f6a2-\u202e-\u2028",
+    "empty-looking": " ",
+    "number": "0012",
+    "10 kB": "x" * 10_240,
+}
+
+
+def exact(value: Any) -> Any:
+    """A reply in a form that compares as strictly as one looks at it.
+
+    Replies are tuples, and `Stale(1) == Released(1) == Closed(True)`; here the types count too, all the way down.
+    """
+    if isinstance(value, tuple):
+        return (type(value).__name__, *(exact(item) for item in value))
+    if isinstance(value, list):
+        return [exact(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: exact(item) for key, item in value.items()}
+    return (type(value).__name__, value)
+
+
+class Clock(Protocol):
+    """The store's time. ``ttl``: seconds, the TTL that the suite's leases get; it never waits for much longer."""
+
+    ttl: float
+
+    def time(self) -> float:
+        """Seconds from any beginning."""
+        ...
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass for the store."""
+        ...
+
+
+class RealClock:
+    """For a store that has a clock of its own: really waits."""
+
+    ttl = 0.8
+
+    def time(self) -> float:
+        return time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class _Blocking(Backend):
+    """An `AsyncBackend` for synchronous callers: each call runs in one event loop, which lives as long as this."""
+
+    def __init__(self, runner: asyncio.Runner, backend: AsyncBackend) -> None:
+        self._run = runner.run
+        self.asynchronous = backend
+        self.name = backend.name
+        self.capabilities = backend.capabilities
+
+    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+        return self._run(self.asynchronous.open(space, instance, token=token, ttl=ttl, supersede=supersede))
+
+    def acquire(
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
+    ) -> Granted | Full | Gone | Stale:
+        return self._run(self.asynchronous.acquire(space, holder, request, asks))
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
+        return self._run(self.asynchronous.renew(renewals))
+
+    def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
+        return self._run(self.asynchronous.release(space, holder, ports))
+
+    def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        return self._run(self.asynchronous.close_lease(space, holder, quarantine=quarantine))
+
+    def reclaim(self, space: str) -> Reclaimed:
+        return self._run(self.asynchronous.reclaim(space))
+
+    def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
+        return self._run(self.asynchronous.held(space, holder, after))
+
+    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+        return self._run(self.asynchronous.read(spaces))
+
+    def spaces(self, instance: str | None = None) -> list[str]:
+        return self._run(self.asynchronous.spaces(instance))
+
+    def close(self) -> None:
+        self._run(self.asynchronous.close())
+
+
+class _Actor:
+    """A process with a lease in one space, which numbers its requests."""
+
+    def __init__(self, store: Backend, space: str, instance: str, opened: Opened) -> None:
+        self.store = store
+        self.space = space
+        self.holder = Holder(instance, opened.lease, opened.incarnation)
+        self.number = 0
+
+    def ask(self, *asks: Ask, number: int | None = None, floor: int | None = None) -> Granted | Full | Gone | Stale:
+        if number is None:
+            number = self.number = self.number + 1
+        return self.store.acquire(self.space, self.holder, Request(number, floor or number), asks)
+
+    def take(self, *asks: Ask) -> tuple[Port, ...]:
+        reply = self.ask(*asks)
+        assert isinstance(reply, Granted)
+        return reply.ports
+
+    def renewal(self, *abandoned: int, floor: int = 1) -> Renewal:
+        return Renewal(self.space, self.holder, floor, abandoned)
+
+    def renew(self, *abandoned: int, floor: int = 1) -> Renewed | Gone | BaseException:
+        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor)])
+        return outcome
+
+    def release(self, *ports: Port) -> Released | Gone:
+        return self.store.release(self.space, self.holder, ports)
+
+    def close(self, *, quarantine: bool = False) -> Closed | Gone:
+        return self.store.close_lease(self.space, self.holder, quarantine=quarantine)
+
+    def held(self, after: Port | None = None) -> Held | Gone:
+        return self.store.held(self.space, self.holder, after)
+
+
+class _World:
+    """One space of a store, on its clock."""
+
+    def __init__(self, store: Backend, space: str, clock: Clock) -> None:
+        self.store = store
+        self.space = space
+        self.clock = clock
+        self.ttl = round(clock.ttl * SECOND)
+        self.live: list[_Actor] = []
+
+    def try_open(
+        self, instance: str = "one", token: str = "a", *, ttl: int = LONG, supersede: int = 0
+    ) -> Opened | Occupied:
+        return self.store.open(self.space, instance, token=token, ttl=ttl, supersede=supersede)
+
+    def open(self, instance: str = "one", token: str = "a", *, ttl: int = LONG, supersede: int = 0) -> _Actor:
+        reply = self.try_open(instance, token, ttl=ttl, supersede=supersede)
+        assert isinstance(reply, Opened)
+        return _Actor(self.store, self.space, instance, reply)
+
+    def view(self) -> SpaceView:
+        (view,) = self.store.read([self.space])
+        return view
+
+    def settled(self) -> SpaceView:
+        """The view without what time alone changes."""
+        view = self.view()
+        return view._replace(
+            leases=tuple(lease._replace(expires_in=0) for lease in view.leases),
+            ports=tuple(port._replace(age=0, free_in=port.free_in and 0) for port in view.ports),
+        )
+
+    def states(self) -> dict[tuple[str, int], str]:
+        return {(port.protocol, port.number): port.state for port in self.view().ports}
+
+    def until(self, done: Callable[[], bool], within: float) -> float:
+        """Let time pass in steps too small to be a silence, each with a visit, until ``done``; returns how much did."""
+        start = self.clock.time()
+        while not done():
+            passed = self.clock.time() - start
+            assert passed <= within, f"not done after {passed} s"
+            self.clock.advance(self.clock.ttl / 16)
+            while self.store.reclaim(self.space).backlog:
+                pass
+        return self.clock.time() - start
+
+
+def ask(first: int = 10809, last: int = 10872, count: int = 1, **kwargs: Any) -> Ask:
+    return Ask("backup", ((first, last),), count, **kwargs)
+
+
+def numbers(ports: Sequence[Port] | Sequence[PortView]) -> list[int]:
+    return [port.number for port in ports]
+
+
+class _Conformance:
+    """The suite itself. ``world`` is where it plays."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        """Override where the store's clock can be set."""
+        return RealClock()
+
+    @pytest.fixture
+    def space(self) -> str:
+        """A space that nobody used before. Override where names have to have another form."""
+        return f"host:conformance-{uuid.uuid4().hex}"
+
+    @pytest.fixture
+    def world(self, subject: Backend, space: str, clock: Clock) -> _World:
+        return _World(subject, space, clock)
+
+    @pytest.fixture
+    def other(self, subject2: Backend, space: str, clock: Clock) -> _World:
+        """The same space, seen through another backend object."""
+        return _World(subject2, space, clock)
+
+    def together(self, store: Backend, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ open
+
+    def test_open(self, world: _World) -> None:
+        """A new lease has no ports; its number and incarnation are positive."""
+        reply = world.try_open()
+        assert isinstance(reply, Opened)
+        assert (True, True, 0) == (reply.lease > 0, reply.incarnation > 0, reply.ports)
+
+    def test_open_repeated(self, world: _World) -> None:
+        """The same process is answered alike, also about the ports that it holds by now."""
+        one = world.open()
+        one.take(ask(count=3))
+        before = world.settled()
+        assert exact(Opened(one.holder.lease, one.holder.incarnation, 3)) == exact(world.try_open())
+        assert before == world.settled()
+
+    def test_open_occupied(self, world: _World) -> None:
+        """Another process is told the incarnation, and changes nothing."""
+        one = world.open()
+        one.take(ask())
+        before = world.settled()
+        occupied = exact(Occupied(one.holder.incarnation))
+        assert occupied == exact(world.try_open(token="b"))
+        assert occupied == exact(world.try_open(token="b", supersede=one.holder.incarnation + 1))
+        assert before == world.settled()
+
+    def test_supersede(self, world: _World) -> None:
+        """Whoever names the present incarnation takes over the lease and its ports."""
+        old = world.open()
+        ports = old.take(ask(count=3))
+        new = world.open(token="b", supersede=old.holder.incarnation)
+        assert old.holder.lease == new.holder.lease
+        assert new.holder.incarnation > old.holder.incarnation
+        assert exact(Opened(new.holder.lease, new.holder.incarnation, 3)) == exact(world.try_open(token="b"))
+        assert exact(Released(3)) == exact(new.release(*ports))
+
+    def test_superseded(self, world: _World) -> None:
+        """The older incarnation is refused everywhere, is told why, and changes nothing."""
+        old = world.open()
+        ports = old.take(ask(count=3))
+        world.open(token="b", supersede=old.holder.incarnation)
+        before = world.settled()
+        assert [exact(SUPERSEDED)] * 7 == [
+            exact(reply)
+            for reply in (
+                old.ask(ask()),
+                old.ask(ask(count=3), number=1),
+                old.renew(1, floor=9),
+                old.release(*ports),
+                old.close(),
+                old.close(quarantine=True),
+                old.held(),
+            )
+        ]
+        assert before == world.settled()
+
+    def test_open_late(self, world: _World) -> None:
+        """An open or a take-over that comes late does not take the lease from the newer incarnation."""
+        old = world.open()
+        new = world.open(token="b", supersede=old.holder.incarnation)
+        occupied = exact(Occupied(new.holder.incarnation))
+        assert occupied == exact(world.try_open())
+        assert occupied == exact(world.try_open(supersede=old.holder.incarnation))
+        assert exact(Renewed(False)) == exact(new.renew())
+
+    def test_instances_and_spaces(self, world: _World) -> None:
+        """Leases of other instances and other spaces are other leases; their ports do not meet."""
+        one, two = world.open("one"), world.open("two")
+        elsewhere = _World(world.store, world.space + "-2", world.clock).open("one")
+        assert one.holder.lease != two.holder.lease
+        assert [10809] == numbers(one.take(ask()))
+        assert [10810] == numbers(two.take(ask()))
+        assert [10809] == numbers(elsewhere.take(ask()))
+        assert exact(GONE) == exact(world.store.held(world.space + "-3", one.holder))
+
+    # ------------------------------------------------------------ acquire
+
+    def test_lowest(self, world: _World) -> None:
+        """The lowest free number is given, a released one again."""
+        one = world.open()
+        ports = [one.take(ask())[0] for _ in range(3)]
+        assert [10809, 10810, 10811] == numbers(ports)
+        one.release(ports[1])
+        assert [10810, 10812] == numbers([one.take(ask())[0] for _ in range(2)])
+
+    def test_granted(self, world: _World) -> None:
+        """Fences are consecutive within a step and grow from step to step; the time is the store's."""
+        one = world.open()
+        first, second = one.ask(ask(count=3)), one.ask(ask())
+        assert isinstance(first, Granted)
+        assert isinstance(second, Granted)
+        fence = first.ports[0].fence
+        expected = Granted(tuple(Port(10809 + i, "tcp", fence + i) for i in range(3)), first.since)
+        assert exact(expected) == exact(first)
+        assert fence > one.holder.lease
+        assert second.ports[0].fence > fence + 2
+        assert second.since >= first.since > 0
+
+    def test_seed_case(self, world: _World) -> None:
+        """Two ports, three asks: the third finds nothing; an explicit one is told who has the port."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10809, 10810, owner="vm-1", labels={"job": "x"}))
+        full = two.ask(ask(10809, 10809))
+        assert isinstance(full, Full)
+        assert isinstance(full.holder, PortView)
+        holder = PortView(
+            number=10809,
+            protocol="tcp",
+            state="held",
+            range="backup",
+            owner="vm-1",
+            labels={"job": "x"},
+            instance="one",
+            lease=one.holder.lease,
+            fence=port.fence,
+            age=full.holder.age,
+            free_in=None,
+        )
+        assert exact(Full(0, holder, False)) == exact(full)
+        assert [10810] == numbers(two.take(ask(10809, 10810)))
+        assert exact(Full(0, None, False)) == exact(two.ask(ask(10809, 10810)))
+        assert exact(Released(1)) == exact(one.release(port))
+        assert [10809] == numbers(two.take(ask(10809, 10810)))
+
+    def test_spans(self, world: _World) -> None:
+        """Spans are used in the order given."""
+        asked = Ask("backup", ((20, 21), (10, 11), (30, 30)), 4)
+        one = world.open()
+        assert [20, 21, 10, 11] == numbers(one.take(asked))
+        assert exact(Full(0, None, False)) == exact(one.ask(asked))
+        assert [30] == numbers(one.take(asked._replace(count=1)))
+
+    def test_all_or_nothing(self, world: _World) -> None:
+        """When one ask of several cannot be met, its index is told and nothing is given."""
+        one = world.open()
+        (port,) = one.take(ask(12, 12))
+        before = world.settled()
+        assert exact(Full(0, None, False)) == exact(one.ask(ask(10, 15, 6)))
+        full = one.ask(ask(10, 11, 2), ask(1, 9, 9, protocol="udp"), ask(12, 12))
+        assert isinstance(full, Full)
+        assert (2, port.fence) == (full.ask, full.holder and full.holder.fence)
+        assert exact(Full(1, None, False)) == exact(one.ask(ask(10, 10), ask(10, 10)))
+        assert before == world.settled()
+        assert [10, 11, 13] == numbers(one.take(ask(10, 13, 3)))
+
+    def test_overlapping_asks(self, world: _World) -> None:
+        """Asks of one step never get the same number, and protocols do not meet."""
+        ports = world.open().take(ask(10, 12, 2), ask(10, 20, protocol="udp"), ask(11, 12), ask(12, 14))
+        assert [("tcp", 10), ("tcp", 11), ("udp", 10), ("tcp", 12), ("tcp", 13)] == [
+            (port.protocol, port.number) for port in ports
+        ]
+
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    @pytest.mark.parametrize("number", [1, 7, 8, 65534, 65535])
+    def test_bounds(self, world: _World, protocol: Any, number: int) -> None:
+        """Every number of both protocols can be had, once."""
+        one = world.open()
+        (port,) = one.take(ask(number, number, protocol=protocol))
+        assert (number, protocol) == (port.number, port.protocol)
+        full = one.ask(ask(number, number, protocol=protocol))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        assert (number, protocol) == (full.holder.number, full.holder.protocol)
+
+    def test_thousands(self, world: _World) -> None:
+        """Thousands of ports in one step, listed in pages, released in one step."""
+        one = world.open()
+        ports = one.take(ask(20_000, 29_999, 2_500))
+        assert list(range(20_000, 22_500)) == numbers(ports)
+        assert 2_500 == len(world.view().ports)
+        listed: list[PortView] = []
+        page = one.held()
+        while isinstance(page, Held) and page.ports:
+            listed += page.ports
+            last = page.ports[-1]
+            page = one.held(Port(last.number, last.protocol, last.fence)) if page.more else Held((), False)
+        assert [(port.number, port.fence) for port in ports] == [(view.number, view.fence) for view in listed]
+        assert exact(Released(2_500)) == exact(one.release(*ports))
+        assert () == world.view().ports
+
+    def test_repeated(self, world: _World) -> None:
+        """A request that comes again is answered with the same ports, also when nothing is free, and counts once."""
+        one = world.open()
+        first = one.ask(ask(10, 12, 3), number=1)
+        second = one.ask(ask(13, 13), ask(13, 13, protocol="udp"), number=2, floor=1)
+        assert exact(first) == exact(one.ask(ask(10, 12, 3), number=1))
+        assert exact(second) == exact(one.ask(ask(13, 13), ask(13, 13, protocol="udp"), number=2, floor=1))
+        assert 5 == len(world.view().ports)
+
+    def test_repeated_after_refusal(self, world: _World) -> None:
+        """A request that found nothing is not settled by that."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        assert isinstance(one.ask(ask(10, 10), number=2, floor=2), Full)
+        one.release(port)
+        assert isinstance(one.ask(ask(10, 10), number=2, floor=2), Granted)
+
+    def test_stale(self, world: _World) -> None:
+        """A request below the floor is refused, whether or not it was carried out, by acquire or heartbeat."""
+        one = world.open()
+        one.ask(ask(), number=1)
+        one.ask(ask(), number=13, floor=12)
+        before = world.settled()
+        assert [exact(Stale(number)) for number in (1, 2, 11)] == [
+            exact(one.ask(ask(), number=number)) for number in (1, 2, 11)
+        ]
+        assert exact(Renewed(False)) == exact(one.renew(floor=20))
+        assert exact(Renewed(False)) == exact(one.renew(floor=1))
+        assert [exact(Stale(number)) for number in (12, 13, 19)] == [
+            exact(one.ask(ask(), number=number)) for number in (12, 13, 19)
+        ]
+        assert before == world.settled()
+        assert isinstance(one.ask(ask(), number=20), Granted)
+
+    def test_unknown_lease(self, world: _World) -> None:
+        """Without a lease everything is refused, in a space that exists and in one that does not."""
+        nobody = _Actor(world.store, world.space, "one", Opened(1, 1, 0))
+        port = Port(10, "tcp", 1)
+        for _ in range(2):
+            assert [exact(GONE)] * 5 == [
+                exact(reply)
+                for reply in (nobody.ask(ask()), nobody.renew(), nobody.release(port), nobody.close(), nobody.held())
+            ]
+            assert exact(Reclaimed(False)) == exact(world.store.reclaim(world.space))
+            world.open("two")
+
+    # ------------------------------------------------------------ renew
+
+    def test_renew_many(self, world: _World) -> None:
+        """One call, many spaces: outcomes in order, each for itself."""
+        worlds = [_World(world.store, f"{world.space}-{i}", world.clock) for i in range(5)]
+        actors = [each.open() for each in worlds]
+        actors[1].close()
+        worlds[3].open(token="b", supersede=actors[3].holder.incarnation)
+        outcomes = world.store.renew([actor.renewal() for actor in actors])
+        expected = [Renewed(False), GONE, Renewed(False), SUPERSEDED, Renewed(False)]
+        assert exact(expected) == exact(outcomes)
+        assert [] == world.store.renew([])
+
+    def test_abandoned_after(self, world: _World) -> None:
+        """A request that was carried out and abandoned is undone, and stale from then on."""
+        one = world.open()
+        one.ask(ask(10, 11, 2), ask(10, 10, protocol="udp"), number=1)
+        kept = one.ask(ask(12, 12), number=2, floor=1)
+        assert exact(Renewed(False)) == exact(one.renew(1))
+        assert [("tcp", 12)] == list(world.states())
+        assert exact(Stale(1)) == exact(one.ask(ask(10, 11, 2), number=1))
+        assert exact(kept) == exact(one.ask(ask(12, 12), number=2, floor=1))
+
+    def test_abandoned_before(self, world: _World) -> None:
+        """A request that is abandoned before it arrives is refused when it does."""
+        one = world.open()
+        one.renew(2, 3)
+        assert isinstance(one.ask(ask(), number=1), Granted)
+        assert [exact(Stale(2)), exact(Stale(3))] == [exact(one.ask(ask(), number=n, floor=1)) for n in (2, 3)]
+        assert isinstance(one.ask(ask(), number=4, floor=1), Granted)
+
+    def test_abandoned_twice(self, world: _World) -> None:
+        """An old heartbeat that comes once more takes nothing from whoever has the port now."""
+        one, two = world.open("one"), world.open("two")
+        one.ask(ask(), number=1)
+        one.renew(1)
+        (port,) = two.take(ask())
+        one.renew(1)
+        assert [port.fence] == [view.fence for view in world.view().ports]
+
+    # ------------------------------------------------------------ release
+
+    def test_release(self, world: _World) -> None:
+        """Only ports held under this lease with this very fence are freed; others are passed over."""
+        one, two = world.open("one"), world.open("two")
+        first, second, third = one.take(ask(10, 12, 3))
+        (foreign,) = two.take(ask(13, 13))
+        assert exact(Released(0)) == exact(one.release())
+        assert exact(Released(0)) == exact(one.release(foreign, first._replace(fence=first.fence + 1)))
+        assert exact(Released(0)) == exact(one.release(first._replace(protocol="udp"), Port(99, "tcp", first.fence)))
+        assert exact(Released(0)) == exact(two.release(first, second, third))
+        assert exact(Released(2)) == exact(one.release(first, foreign, third, first))
+        assert {("tcp", 11): "held", ("tcp", 13): "held"} == world.states()
+        assert exact(Released(0)) == exact(one.release(first))
+
+    def test_release_late(self, world: _World) -> None:
+        """A release that comes late does not free what the number was given for since."""
+        one = world.open()
+        (first,) = one.take(ask(10, 10))
+        one.release(first)
+        (again,) = one.take(ask(10, 10))
+        assert exact(Released(0)) == exact(one.release(first))
+        assert [again.fence] == [view.fence for view in world.view().ports]
+
+    # ------------------------------------------------------------ close_lease
+
+    def test_close(self, world: _World) -> None:
+        """A closed lease is gone, its ports are free, and its instance begins anew."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 12, 3))
+        two.take(ask(13, 13))
+        assert exact(Closed(False)) == exact(one.close())
+        assert {("tcp", 13): "held"} == world.states()
+        assert ["two"] == [lease.instance for lease in world.view().leases]
+        assert [exact(GONE)] * 2 == [exact(one.close()), exact(one.renew())]
+        assert world.open("one").holder.lease > one.holder.lease
+
+    def test_close_in_steps(self, world: _World) -> None:
+        """Each step handles at most 64 ports; in between the lease is live."""
+        one = world.open()
+        one.take(ask(1000, 1999, 150))
+        assert exact(Closed(True)) == exact(one.close())
+        assert 86 == len(world.view().ports)
+        assert exact(Renewed(False)) == exact(one.renew())
+        assert exact(Closed(True)) == exact(one.close())
+        assert exact(Closed(False)) == exact(one.close())
+        assert ((), ()) == (world.view().leases, world.view().ports)
+
+    def test_close_with_quarantine(self, world: _World) -> None:
+        """With quarantine the ports cool first, and say so to whoever asks for one."""
+        one, two = world.open("one"), world.open("two")
+        quarantine = world.ttl // 2
+        (port,) = one.take(ask(10, 10, quarantine=quarantine, owner="vm-1"))
+        before = world.clock.time()
+        assert exact(Closed(False)) == exact(one.close(quarantine=True))
+        full = two.ask(ask(10, 10))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        expected = PortView(10, "tcp", "cooling", "backup", "vm-1", {}, "one", one.holder.lease, port.fence, 0, 0)
+        assert exact(expected) == exact(full.holder._replace(age=0, free_in=full.holder.free_in and 0))
+        assert full.holder.free_in is not None
+        assert 0 < full.holder.free_in <= quarantine
+        world.until(lambda: not world.view().ports, within=world.clock.ttl)
+        assert world.clock.time() - before >= 0.99 * quarantine / SECOND
+        assert [10] == numbers(two.take(ask(10, 10)))
+
+    # ------------------------------------------------------------ expiry
+
+    def test_expiry(self, world: _World) -> None:
+        """A dead holder's port cools after the TTL, and is free after its quarantine, not before."""
+        quarantine = world.ttl // 2
+        before = world.clock.time()
+        one, two = world.open("one", ttl=world.ttl), world.open("two")
+        one.take(ask(10, 10, quarantine=quarantine))
+        world.until(lambda: exact(GONE) == exact(one.held()), within=3 * world.clock.ttl)
+        assert world.clock.time() - before >= 0.99 * world.clock.ttl
+        assert [exact(GONE)] * 4 == [exact(reply) for reply in (one.renew(), one.ask(ask()), one.release(), one.close())]
+        world.until(lambda: not world.view().ports, within=3 * world.clock.ttl)
+        assert world.clock.time() - before >= 0.99 * (world.ttl + quarantine) / SECOND
+        assert [10] == numbers(two.take(ask(10, 10)))
+
+    def test_heartbeat_keeps(self, world: _World) -> None:
+        """A holder that goes on renewing keeps lease and ports beyond the TTL."""
+        one = world.open(ttl=world.ttl)
+        one.take(ask(10, 10))
+        renewed: list[Any] = []
+
+        def long_enough() -> bool:
+            renewed.append(exact(one.renew()))
+            return len(renewed) == 40
+
+        world.until(long_enough, within=10 * world.clock.ttl)
+        assert [exact(Renewed(False))] * 40 == renewed
+        assert {("tcp", 10): "held"} == world.states()
+
+    def test_expiry_in_steps(self, world: _World) -> None:
+        """The ports of a dead holder come back at most 64 at a visit; a new lease of its name is not touched."""
+        one = world.open("one", ttl=world.ttl)
+        one.take(ask(1000, 1999, 200))
+        watcher = world.open("two")
+        start = world.clock.time()
+        while exact(GONE) != exact(one.held()):
+            assert world.clock.time() - start < 3 * world.clock.ttl
+            world.clock.advance(world.clock.ttl / 16)
+        left = [200]
+        new: _Actor | None = None
+        while left[-1]:
+            backlog = world.store.reclaim(world.space).backlog
+            left.append(sum(port.lease == one.holder.lease for port in world.view().ports))
+            assert 0 <= left[-2] - left[-1] <= 64
+            new = new or world.open("one", token="b")
+            if not backlog:
+                world.clock.advance(world.clock.ttl / 16)
+            assert world.clock.time() - start < 5 * world.clock.ttl
+        assert new is not None
+        assert exact(Renewed(False)) == exact(new.renew())
+        assert exact(Renewed(False)) == exact(watcher.renew())
+
+    def test_resume_after_expiry(self, world: _World) -> None:
+        """Who comes back after the TTL begins anew, without the ports."""
+        old = world.open(ttl=world.ttl)
+        old.take(ask(10, 10, quarantine=10 * world.ttl))
+        world.until(lambda: exact(GONE) == exact(old.held()), within=3 * world.clock.ttl)
+        reply = world.try_open(supersede=old.holder.incarnation)
+        assert isinstance(reply, Opened)
+        assert (True, 0) == (reply.lease > old.holder.lease, reply.ports)
+
+    # ------------------------------------------------------------ reads
+
+    def test_held(self, world: _World) -> None:
+        """A lease's own ports, in ascending order, tcp before udp; after a given one only what follows."""
+        one, two = world.open("one"), world.open("two")
+        ports = one.take(ask(9, 9, protocol="udp"), ask(10000, 10000), ask(9, 10, 2, labels={"a": "b", "c": ""}))
+        two.take(ask(11, 11))
+        held = one.held()
+        assert isinstance(held, Held)
+        assert (False, [("tcp", 9), ("tcp", 10), ("tcp", 10000), ("udp", 9)]) == (
+            held.more,
+            [(view.protocol, view.number) for view in held.ports],
+        )
+        assert {port.fence for port in ports} == {view.fence for view in held.ports}
+        assert [{"a": "b", "c": ""}, {}] == [dict(held.ports[0].labels), dict(held.ports[2].labels)]
+        rest = one.held(Port(10, "tcp", 0))
+        assert isinstance(rest, Held)
+        assert [("tcp", 10000), ("udp", 9)] == [(view.protocol, view.number) for view in rest.ports]
+        assert exact(Held((), False)) == exact(one.held(Port(9, "udp", 0)))
+        assert exact(Held((), False)) == exact(world.open("three").held())
+
+    def test_read(self, world: _World) -> None:
+        """Spaces are shown in the order asked for; one that nobody opened is empty."""
+        one = world.open("b")
+        two = world.open("a", ttl=2 * LONG)
+        (second,) = two.take(ask(9, 9, protocol="udp", owner="vm-2"))
+        (first,) = one.take(ask(10, 10))
+        empty, view = world.store.read([world.space + "-none", world.space])
+        assert exact(SpaceView(world.space + "-none", 0, (), ())) == exact(empty)
+        assert exact((world.space, first.fence)) == exact((view.space, view.fence))
+        expected = [LeaseView(a.holder.lease, a.holder.instance, a.holder.incarnation, 0, 0) for a in (one, two)]
+        assert exact(expected) == exact([lease._replace(ttl=0, expires_in=0) for lease in view.leases])
+        assert [LONG, 2 * LONG] == [lease.ttl for lease in view.leases]
+        assert all(0 < lease.expires_in <= lease.ttl for lease in view.leases)
+        ports = [
+            PortView(10, "tcp", "held", "backup", "", {}, "b", one.holder.lease, first.fence, 0, None),
+            PortView(9, "udp", "held", "backup", "vm-2", {}, "a", two.holder.lease, second.fence, 0, None),
+        ]
+        assert exact(ports) == exact([port._replace(age=0) for port in view.ports])
+        assert all(type(port.age) is int and port.age >= 0 for port in view.ports)
+        assert [] == world.store.read([])
+
+    def test_read_changes_nothing(self, world: _World) -> None:
+        """Looking reclaims nothing: what ran out is shown as that."""
+        one = world.open(ttl=world.ttl)
+        one.take(ask(10, 10))
+        start = world.clock.time()
+        while world.view().leases[0].expires_in > 0:
+            assert world.clock.time() - start < 3 * world.clock.ttl
+            world.clock.advance(world.clock.ttl / 4)
+        assert (["one"], {("tcp", 10): "held"}) == ([lease.instance for lease in world.view().leases], world.states())
+
+    def test_labels_are_copied(self, world: _World) -> None:
+        """What the caller does with its labels afterwards does not alter what was recorded."""
+        one, labels = world.open(), {"job": "x"}
+        one.take(ask(labels=labels))
+        labels["job"] = "y"
+        assert {"job": "x"} == world.view().ports[0].labels
+
+    def test_spaces(self, world: _World) -> None:
+        """Spaces are known from the first lease on, and by the instances that have one there now."""
+        names = [f"{world.space}-{i}" for i in (2, 1, 0)]
+        mine, others = uuid.uuid4().hex, uuid.uuid4().hex
+        assert [] == world.store.spaces(mine)
+        actors = [_World(world.store, name, world.clock).open(mine) for name in names[:2]]
+        _World(world.store, names[2], world.clock).open(others)
+        assert sorted(names) == [name for name in world.store.spaces() if name in names]
+        assert sorted(names[:2]) == world.store.spaces(mine)
+        actors[0].close()
+        assert names[1:2] == world.store.spaces(mine)
+        assert names[2:] == world.store.spaces(others)
+
+    def test_spaces_not_from_refusals(self, world: _World) -> None:
+        """A refused or mere look does not make a space known."""
+        nobody = _Actor(world.store, world.space, "one", Opened(1, 1, 0))
+        nobody.ask(ask())
+        nobody.renew()
+        nobody.held()
+        world.store.reclaim(world.space)
+        world.view()
+        assert world.space not in world.store.spaces()
+
+    # ------------------------------------------------------------ hostile names
+
+    @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+    def test_hostile_text(self, world: _World, text: str) -> None:
+        """Whatever people write as instance, owner, range or label is kept as it is, and matches only itself."""
+        one, two = world.open(text), world.open("two")
+        (port,) = one.take(Ask(text, ((10, 10),), 1, "tcp", 0, text, {text: text, "b": ""}))
+        (plain,) = two.take(ask(11, 11))
+        view = PortView(10, "tcp", "held", text, text, {text: text, "b": ""}, text, one.holder.lease, port.fence, 0, None)
+        first, second = world.view().ports
+        assert exact(view) == exact(first._replace(age=0))
+        assert ("two", plain.fence) == (second.instance, second.fence)
+        held = one.held()
+        assert isinstance(held, Held)
+        assert exact((view,)) == exact(tuple(port._replace(age=0) for port in held.ports))
+        full = two.ask(ask(10, 10))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        assert exact(view) == exact(full.holder._replace(age=0))
+        assert {text, "two"} == {lease.instance for lease in world.view().leases}
+        assert world.space in world.store.spaces(text)
+        assert exact(Opened(one.holder.lease, one.holder.incarnation, 1)) == exact(world.try_open(text))
+        new = world.open(text, token="b", supersede=one.holder.incarnation)
+        assert exact(SUPERSEDED) == exact(one.renew())
+        assert exact(Released(1)) == exact(new.release(port))
+        assert exact(Closed(False)) == exact(new.close())
+        assert exact(Renewed(False)) == exact(two.renew())
+
+    @pytest.mark.parametrize("name", ["%7Dx%7B", "%2A", "a:b", "host", "%00", "x" * 200])
+    def test_hostile_space(self, world: _World, name: str) -> None:
+        """Spaces whose names resemble one another share nothing."""
+        space = f"{world.space}{name}"
+        one = _World(world.store, space, world.clock).open()
+        two = world.open()
+        assert [10809] == numbers(one.take(ask()))
+        assert [10809] == numbers(two.take(ask()))
+        assert [space, world.space] == [view.space for view in world.store.read([space, world.space])]
+        assert {space, world.space} <= set(world.store.spaces())
+
+    # ------------------------------------------------------------ together
+
+    def test_together(self, world: _World) -> None:
+        """Calls that run at the same time are steps one after the other: no port twice, none left out."""
+        actors = [world.open(f"i{i}") for i in range(8)]
+        calls = [
+            ("acquire", (world.space, actor.holder, Request(number, 1), [ask(10, 99)]))
+            for number in range(1, 13)
+            for actor in actors
+        ]
+        replies = self.together(world.store, calls)
+        granted = [reply for reply in replies if isinstance(reply, Granted)]
+        assert 90 == len(granted)
+        assert 6 == sum(isinstance(reply, Full) for reply in replies)
+        assert list(range(10, 100)) == sorted(reply.ports[0].number for reply in granted)
+        assert 90 == len({reply.ports[0].fence for reply in granted})
+
+    def test_together_opens(self, world: _World) -> None:
+        """Of several processes that open one instance at the same time, one gets it and all others are told."""
+        calls = [("open", (world.space, "one", f"{i:02x}")) for i in range(8)]
+        replies = self.together(world.store, calls)
+        (opened,) = [reply for reply in replies if isinstance(reply, Opened)]
+        assert [exact(Occupied(opened.incarnation))] * 7 == [exact(r) for r in replies if not isinstance(r, Opened)]
+
+    def test_two_objects(self, world: _World, other: _World) -> None:
+        """What one backend object does, another one on the same store sees and respects."""
+        one, two = world.open("one"), other.open("two")
+        ports = one.take(ask(10, 10))
+        assert isinstance(two.ask(ask(10, 10)), Full)
+        assert world.settled() == other.settled()
+        assert world.space in other.store.spaces("one")
+        assert exact(Occupied(one.holder.incarnation)) == exact(other.try_open("one", "b"))
+        new = other.open("one", "b", supersede=one.holder.incarnation)
+        assert exact(SUPERSEDED) == exact(one.release(*ports))
+        assert exact(Released(1)) == exact(new.release(*ports))
+        assert [10] == numbers(two.take(ask(10, 10)))
+        assert exact(Closed(False)) == exact(two.close())
+        assert exact(Closed(False)) == exact(_Actor(world.store, world.space, "one", Opened(*new.holder[1:], 0)).close())
+        assert ((), ()) == (world.view().leases, world.view().ports)
+
+    def test_leases_outlive_the_object(self, world: _World, other: _World) -> None:
+        """Giving up a backend object touches no lease."""
+        one = other.open("one")
+        one.take(ask(10, 10))
+        other.store.close()
+        assert (["one"], {("tcp", 10): "held"}) == ([lease.instance for lease in world.view().leases], world.states())
+
+    def test_name(self, world: _World) -> None:
+        """A backend has a name to be shown, and declares what it can."""
+        assert world.store.name
+        assert world.store.capabilities <= frozenset(Capability)
+
+
+def _no_second(backend: Backend | AsyncBackend) -> Any:
+    if Capability.PROCESSES in backend.capabilities:
+        pytest.fail("override the fixture backend2: this backend declares Capability.PROCESSES")
+    pytest.skip("one object has the store for itself")
+
+
+class BackendConformance(_Conformance):
+    """The suite for a `Backend`. Override ``backend``, and what else applies; the suite closes what it gets."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        raise NotImplementedError("override the fixture backend")
+
+    @pytest.fixture
+    def backend2(self, backend: Backend) -> Backend:
+        """Another backend object on the same store."""
+        return _no_second(backend)  # type: ignore[no-any-return]
+
+    @pytest.fixture
+    def subject(self, backend: Backend) -> Iterator[Backend]:
+        with backend:
+            yield backend
+
+    @pytest.fixture
+    def subject2(self, backend2: Backend) -> Iterator[Backend]:
+        with backend2:
+            yield backend2
+
+    def together(self, store: Backend, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda call: _call(store, *call), calls))
+
+
+class AsyncBackendConformance(_Conformance):
+    """The suite for an `AsyncBackend`. The fixture ``backend`` may also return an awaitable of one.
+
+    The suite runs everything in one event loop per test, and closes what it gets.
+    """
+
+    @pytest.fixture
+    def backend(self) -> Any:
+        raise NotImplementedError("override the fixture backend")
+
+    @pytest.fixture
+    def backend2(self, subject: _Blocking) -> Any:
+        """Another backend object on the same store."""
+        return _no_second(subject.asynchronous)
+
+    @pytest.fixture
+    def runner(self) -> Iterator[asyncio.Runner]:
+        """The event loop."""
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.get_loop()
+            yield runner
+
+    @pytest.fixture
+    def subject(self, runner: asyncio.Runner, backend: Any) -> Iterator[_Blocking]:
+        with _Blocking(runner, _awaited(runner, backend)) as subject:
+            yield subject
+
+    @pytest.fixture
+    def subject2(self, runner: asyncio.Runner, backend2: Any) -> Iterator[_Blocking]:
+        with _Blocking(runner, _awaited(runner, backend2)) as subject:
+            yield subject
+
+    def together(self, store: Backend, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        assert isinstance(store, _Blocking)
+        backend = store.asynchronous
+
+        async def gather() -> list[Any]:
+            return list(await asyncio.gather(*(_call(backend, *call) for call in calls)))
+
+        return store._run(gather())
+
+    @pytest.mark.parametrize("switches", range(12))
+    def test_cancelled(self, world: _World, switches: int) -> None:
+        """A call that is cancelled leaves no wrong reply behind for the next; abandoning it undoes what it did."""
+        one = world.open()
+        store = world.store
+        assert isinstance(store, _Blocking)
+        backend = store.asynchronous
+
+        async def cancel() -> None:
+            call = backend.acquire(world.space, one.holder, Request(1, 1), [ask(10, 10)])
+            task = asyncio.ensure_future(call)
+            for _ in range(switches):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        store._run(cancel())
+        assert exact(Renewed(False)) == exact(one.renew(1))
+        assert exact(Stale(1)) == exact(one.ask(ask(10, 10), number=1))
+        assert exact(Released(0)) == exact(one.release())
+        assert [10] == numbers(_ports(one.ask(ask(10, 10), number=2, floor=1)))
+
+
+def _ports(reply: Granted | Full | Gone | Stale) -> tuple[Port, ...]:
+    assert isinstance(reply, Granted)
+    return reply.ports
+
+
+def _call(backend: Backend | AsyncBackend, method: str, args: tuple[Any, ...]) -> Any:
+    if method == "open":
+        space, instance, token = args
+        return backend.open(space, instance, token=token, ttl=LONG)
+    return getattr(backend, method)(*args)
+
+
+def _awaited(runner: asyncio.Runner, value: Any) -> AsyncBackend:
+    async def wait(value: Coroutine[Any, Any, T]) -> T:
+        return await value
+
+    return runner.run(wait(value)) if inspect.isawaitable(value) else value  # type: ignore[arg-type, no-any-return]

@@ -1,0 +1,75 @@
+"""The public API as a type checker sees it. Checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, assert_type
+
+from clusterports import (
+    Allocation,
+    AsyncAllocation,
+    AsyncPortAllocator,
+    ClusterStatus,
+    LeaseLost,
+    PortAllocator,
+    PortRange,
+    Settings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def lost(loss: LeaseLost) -> None:
+    assert_type(loss.reason == "revoked", bool)
+
+
+def jeopardy(allocations: list[Allocation]) -> None:
+    assert_type([item.number for item in allocations], list[int])
+
+
+def threads(count: int, client: Any) -> None:
+    with PortAllocator("memory://", host="kvm-07", ttl=30, on_lost=lost, on_jeopardy=jeopardy, strict=True) as ports:
+        assert_type(ports, PortAllocator)
+        assert_type(ports.acquire("backup"), Allocation)
+        assert_type(ports.acquire("backup", count=1), Allocation)
+        assert_type(ports.acquire("backup", count=2), list[Allocation])
+        assert_type(ports.acquire("backup", count=count), Allocation | list[Allocation])
+        assert_type(ports.acquire("backup", port=10810, protocol="udp", owner="vm", labels={"a": "b"}), Allocation)
+        assert_type(ports.allocations(), list[Allocation])
+        assert_type(ports.status(), ClusterStatus)
+        assert_type(ports.status(host="kvm-07", range="backup").to_dict(), dict[str, Any])
+        assert_type((ports.host, ports.instance, ports.ttl), tuple[str, str, float])
+        with ports.acquire("backup") as port:
+            assert_type(port, Allocation)
+            assert_type((port.number, int(port), port.fence, port.lease), tuple[int, int, int, int])
+            assert_type((port.host, port.range, port.owner), tuple[str, str, str])
+            assert_type(port.acquired_at, datetime)
+            assert_type(port.valid, bool)
+            assert_type(port.expires_in, float)
+            labels: Mapping[str, str] = port.labels
+            assert labels == {}
+            port.release()
+            ports.release(port)
+        ports.acquire("backup", protocol="sctp")  # type: ignore[call-overload]
+        ports.acquire("backup", count="2")  # type: ignore[call-overload]
+        ports.detach()
+    PortAllocator(client=client, ranges=[PortRange("web", 8000, 8999, quarantine=5)]).close(release=False)
+    PortAllocator(settings=Settings(url="memory://"))
+
+
+async def tasks(count: int) -> None:
+    async with AsyncPortAllocator("memory://") as ports:
+        assert_type(ports, AsyncPortAllocator)
+        assert_type(await ports.acquire("backup"), AsyncAllocation)
+        assert_type(await ports.acquire("backup", count=2), list[AsyncAllocation])
+        assert_type(await ports.acquire("backup", count=count), AsyncAllocation | list[AsyncAllocation])
+        assert_type(await ports.allocations(), list[AsyncAllocation])
+        assert_type(await ports.status(), ClusterStatus)
+        async with await ports.acquire("backup") as port:
+            assert_type(port, AsyncAllocation)
+            assert_type(int(port), int)
+            await port.release()
+            await ports.release(port)
+        await ports.detach()
+    await AsyncPortAllocator("memory://").close(release=False)
