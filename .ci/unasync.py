@@ -31,10 +31,10 @@ TREES = {
 
 RULES = {
     r"\basync (?=(def|with|for)\b)": "",
+    r"\(await ((\([^()]*\)|[^()])*)\)\.": r"\1.",  # (await read()).name
     r"\bawait ": "",
     r"\b__a(?=(enter|exit|iter|next)__)": "__",
     r"\bAsync(?=[A-Z])": "",
-    r"\b_async\b": "_sync",
     r"\bconnect_async\b": "connect",
     r"\bredis\.asyncio\b": "redis",
     r"\bdisconnect\(nowait=True\)": "disconnect()",

@@ -226,13 +226,12 @@ class Space:
     # ---------------------------------------------------------------- reads
 
     def held(self, holder: Holder, now: int, after: Port | None = None, limit: int = 1000) -> Held | Gone:
-        clock = self._clock_at(now)
-        lease = self._live(holder, clock)
+        lease = self._live(holder)  # as of the last visit: until the next, a lease may yet be given time to renew
         if not isinstance(lease, _Lease):
             return lease
         start = member(after.protocol, after.number) if after else ""
         names = sorted(name for name in lease.ports if name > start)
-        return Held(tuple(self._port_view(name, now, clock) for name in names[:limit]), len(names) >= limit)
+        return Held(tuple(self._port_view(name, now, self._clock) for name in names[:limit]), len(names) >= limit)
 
     def has(self, instance: str) -> bool:
         return instance in self._names
@@ -336,9 +335,9 @@ class Space:
 
     # ---------------------------------------------------------------- ports
 
-    def _live(self, holder: Holder, clock: int | None = None) -> _Lease | Gone:
+    def _live(self, holder: Holder) -> _Lease | Gone:
         lease = self._leases.get(holder.lease)
-        if lease is None or lease.expires <= (self._clock if clock is None else clock):
+        if lease is None or lease.expires <= self._clock:
             return _GONE
         return lease if lease.incarnation == holder.incarnation else _SUPERSEDED
 

@@ -187,6 +187,17 @@ class Settings(BaseSettings):
         """The settings of this process. ``config``: read this file instead of those in the usual places."""
         return cls(config=config, **overrides)
 
+    def override(self, **arguments: Any) -> Self:
+        """The same with some values replaced; an argument that is None was not given.
+
+        :raises ConfigurationError: as for the settings themselves.
+        """
+        given = {key: value for key, value in arguments.items() if value is not None}
+        if not given:
+            return self
+        checked = type(self)(**given)
+        return self.model_copy(update={key: getattr(checked, key) for key in given})
+
     def port_ranges(self) -> dict[str, PortRange]:
         """The ranges by name, sorted."""
         return {

@@ -44,9 +44,7 @@ __all__ = [
 NOW = "clusterports:test:now"
 """Where a virtual clock keeps the time, for scripts to read."""
 
-VIRTUAL_CLOCK = f"""
-local now = tonumber(redis.call('GET', '{NOW}'))
-"""
+VIRTUAL_CLOCK = f"local now = tonumber(redis.call('GET', '{NOW}'))"
 
 
 class Missing(Exception):

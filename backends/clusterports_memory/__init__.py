@@ -54,10 +54,8 @@ class Store:
         self.spaces: dict[str, Space] = {}
 
     def space(self, name: str) -> Space:
-        space = self.spaces.get(name)
-        if space is None:
-            space = self.spaces[name] = Space(name)
-        return space
+        """One that nobody opened yet is empty, and not kept."""
+        return self.spaces.get(name) or Space(name)
 
 
 _shared: dict[str, Store] = {}
@@ -87,7 +85,8 @@ class MemoryBackend(Backend):
     def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
         store = self._store
         with store.lock:
-            return store.space(space).open(store.clock(), instance, token, ttl, supersede)
+            opened = store.spaces.setdefault(space, store.space(space))
+            return opened.open(store.clock(), instance, token, ttl, supersede)
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
@@ -127,7 +126,7 @@ class MemoryBackend(Backend):
     def read(self, spaces: Sequence[str]) -> list[SpaceView]:
         store = self._store
         with store.lock:
-            return [store.spaces.get(name, Space(name)).view(store.clock()) for name in spaces]
+            return [store.space(name).view(store.clock()) for name in spaces]
 
     def spaces(self, instance: str | None = None) -> list[str]:
         store = self._store

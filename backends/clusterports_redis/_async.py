@@ -10,7 +10,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import Connection
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from clusterports.abc import AsyncBackend, Capability
+from clusterports.abc import AsyncBackend, Capability, Gone, Released
 from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
 
 from . import _wire as wire
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         Ask,
         Closed,
         Full,
-        Gone,
         Granted,
         Held,
         Holder,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
         Opened,
         Port,
         Reclaimed,
-        Released,
         Renewal,
         Renewed,
         Request,
@@ -201,10 +199,10 @@ class AsyncRedisBackend(AsyncBackend):
         for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
             part = ports[start : start + wire.RELEASE_AT_ONCE]
             reply = wire.reply_of(await self._run("release", space, wire.release_args(holder, part)))
-            if isinstance(reply, wire.Gone):
+            if isinstance(reply, Gone):
                 return reply
             count += reply.count
-        return wire.Released(count)
+        return Released(count)
 
     async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         reply = await self._run("close", space, wire.close_args(holder, quarantine))

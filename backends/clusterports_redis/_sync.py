@@ -12,7 +12,7 @@ from redis import exceptions as redis_errors
 from redis.connection import Connection
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from clusterports.abc import Backend, Capability
+from clusterports.abc import Backend, Capability, Gone, Released
 from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
 
 from . import _wire as wire
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         Ask,
         Closed,
         Full,
-        Gone,
         Granted,
         Held,
         Holder,
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
         Opened,
         Port,
         Reclaimed,
-        Released,
         Renewal,
         Renewed,
         Request,
@@ -201,10 +199,10 @@ class RedisBackend(Backend):
         for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
             part = ports[start : start + wire.RELEASE_AT_ONCE]
             reply = wire.reply_of(self._run("release", space, wire.release_args(holder, part)))
-            if isinstance(reply, wire.Gone):
+            if isinstance(reply, Gone):
                 return reply
             count += reply.count
-        return wire.Released(count)
+        return Released(count)
 
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         reply = self._run("close", space, wire.close_args(holder, quarantine))

@@ -23,7 +23,7 @@ def connection_arguments(url: str, socket_timeout: float) -> dict[str, Any]:
     try:
         parts = urlsplit(url)
         port = parts.port
-        arguments = dict(parse_url(f"{_SPELLINGS.get(scheme, scheme)}://{rest}"))
+        arguments = dict(parse_url(f"{_SPELLINGS.get(scheme, scheme)}://{rest}"))  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ConfigurationError(f"url: {place(url)} cannot be read: {error}") from None
     if port == 0:

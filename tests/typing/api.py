@@ -33,7 +33,7 @@ def threads(count: int, client: Any) -> None:
         assert_type(ports, PortAllocator)
         assert_type(ports.acquire("backup"), Allocation)
         assert_type(ports.acquire("backup", count=1), Allocation)
-        assert_type(ports.acquire("backup", count=2), list[Allocation])
+        assert_type(ports.acquire("backup", count=2), Allocation | list[Allocation])
         assert_type(ports.acquire("backup", count=count), Allocation | list[Allocation])
         assert_type(ports.acquire("backup", port=10810, protocol="udp", owner="vm", labels={"a": "b"}), Allocation)
         assert_type(ports.allocations(), list[Allocation])
@@ -62,7 +62,7 @@ async def tasks(count: int) -> None:
     async with AsyncPortAllocator("memory://") as ports:
         assert_type(ports, AsyncPortAllocator)
         assert_type(await ports.acquire("backup"), AsyncAllocation)
-        assert_type(await ports.acquire("backup", count=2), list[AsyncAllocation])
+        assert_type(await ports.acquire("backup", count=2), AsyncAllocation | list[AsyncAllocation])
         assert_type(await ports.acquire("backup", count=count), AsyncAllocation | list[AsyncAllocation])
         assert_type(await ports.allocations(), list[AsyncAllocation])
         assert_type(await ports.status(), ClusterStatus)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from clusterports._space import MAX_GAP, STEP, Space, member
+from clusterports._space import GRAIN, MAX_GAP, STEP, Space, member
 from clusterports.abc import (
     Ask,
     Closed,
@@ -436,7 +436,7 @@ class TestOpen:
         """Whoever supersedes the incarnation that it saw gets the lease with its ports, for a full TTL."""
         old = world.open()
         ports = old.take(ask(count=2))
-        world.wait(TTL - 1)
+        world.wait(TTL - GRAIN)
         reply = world.try_open(token="b", supersede=old.holder.incarnation)
         assert isinstance(reply, Opened)
         assert (old.holder.lease, 2) == (reply.lease, reply.ports)
@@ -632,10 +632,10 @@ class TestClose:
         one.take(ask(10, 10))
         world.wait(SECOND)
         one.close(quarantine=True)
-        world.wait(QUARANTINE - 1)
+        world.wait(QUARANTINE - GRAIN)
         assert isinstance(two.ask(ask(10, 10)), Full)
         two.renew()
-        world.wait(1)
+        world.wait(GRAIN)
         assert [10] == numbers(two.take(ask(10, 10)))
 
     def test_only_its_own(self, world: World) -> None:
@@ -651,41 +651,42 @@ class TestExpiry:
     """A dead holder's ports come back, not too early and not too late (L1)."""
 
     def test_lease(self, world: World) -> None:
-        """A lease lives until one microsecond before its TTL is over, counted from the last renewal."""
+        """A lease lives until one grain (a millisecond) before its TTL is over, counted from the last renewal."""
         one = world.open()
-        world.wait(TTL - 1)
+        world.wait(TTL - GRAIN)
         assert Renewed(False) == one.renew()
-        world.wait(TTL - 1)
+        world.wait(TTL - GRAIN)
         assert isinstance(one.ask(ask()), Granted)
-        world.wait(1)
+        world.wait(GRAIN)
         assert EXPIRED == one.renew()
 
     def test_only_heartbeat_prolongs(self, world: World) -> None:
         """An acquire or a release does not prolong the lease."""
         one = world.open()
-        world.wait(TTL - 1)
+        world.wait(TTL - GRAIN)
         one.release(*one.take(ask()))
-        world.wait(1)
+        world.wait(GRAIN)
         assert EXPIRED == one.renew()
 
     def test_all_refused(self, world: World) -> None:
-        """At its TTL's end a holder is refused everywhere, before anybody else visited the space."""
-        for step in ("ask", "renew", "release", "close", "held"):
+        """At its TTL's end a holder is refused in every step, before anybody else visited the space."""
+        for step in ("ask", "renew", "release", "close"):
             one = world.open(step)
-            world.wait(TTL - 1)
-            world.now += 1
+            world.wait(TTL - GRAIN)
+            world.now += GRAIN
             assert EXPIRED == (one.ask(ask()) if step == "ask" else getattr(one, step)())
+            assert EXPIRED == one.held()
 
-    @pytest.mark.parametrize("quarantine", [0, 1, QUARANTINE, 10 * TTL])
+    @pytest.mark.parametrize("quarantine", [0, GRAIN, QUARANTINE, 10 * TTL])
     def test_port(self, world: World, quarantine: int) -> None:
         """A dead holder's port is free exactly TTL + quarantine after its last heartbeat."""
         one, two = world.open("one"), world.open("two", ttl=DAY)
         world.wait(SECOND)
         one.renew()
         one.take(ask(10, 10, quarantine=quarantine))
-        world.wait(TTL + quarantine - 1)
+        world.wait(TTL + quarantine - GRAIN)
         assert isinstance(two.ask(ask(10, 10)), Full)
-        world.wait(1)
+        world.wait(GRAIN)
         assert [10] == numbers(two.take(ask(10, 10)))
 
     def test_cooling_is_shown(self, world: World) -> None:
@@ -744,8 +745,8 @@ class TestReclaim:
         """Each visit lets at most 64 ports cool, or frees as many, and says when more is due."""
         one = world.open()
         one.take(ask(1, 200, 200))
-        world.wait(TTL - 1)
-        world.now += 1
+        world.wait(TTL - GRAIN)
+        world.now += GRAIN
         seen = []
         for _ in range(4):
             backlog = world.visit()
@@ -756,8 +757,8 @@ class TestReclaim:
             ({"held": 8, "cooling": 192}, True),
             ({"cooling": 200}, False),
         ] == seen
-        world.wait(QUARANTINE - 1)
-        world.now += 1
+        world.wait(QUARANTINE - GRAIN)
+        world.now += GRAIN
         assert [(136, True), (72, True), (8, True), (0, False)] == [
             (200 - 64 * i if i < 4 else 0, backlog) for i, backlog in enumerate((world.visit() for _ in range(4)), 1)
         ]
@@ -767,8 +768,8 @@ class TestReclaim:
         """Whatever visits the space reclaims, and tells its caller of the backlog where there is room for it."""
         one, two = world.open("one"), world.open("two", ttl=DAY)
         one.take(ask(1, 400, 400))
-        world.wait(TTL - 1)
-        world.now += 1
+        world.wait(TTL - GRAIN)
+        world.now += GRAIN
         assert Renewed(True) == two.renew()
         assert Full(0, None, True) == two.ask(ask(1, 400))
         assert Reclaimed(True) == world.space.reclaim(world.now)
@@ -783,8 +784,8 @@ class TestReclaim:
         world.wait(SECOND)
         two = world.open("two")
         two.take(ask(1, 64, 64, quarantine=0))
-        world.wait(TTL - SECOND - 1)
-        world.now += SECOND + 1
+        world.wait(TTL - SECOND - GRAIN)
+        world.now += SECOND + GRAIN
         world.visit()
         assert {"held"} == {view.state for view in world.view().ports if view.lease == two.holder.lease}
 
@@ -812,16 +813,16 @@ class TestReclaim:
 class TestSilence:
     """A server that was away takes no ports from live holders (L2), and dead ones do not keep them for ever (L1)."""
 
-    @pytest.mark.parametrize("silence", [TTL // 3 + 1, TTL - 1, TTL, TTL + 1, 10 * TTL, MAX_GAP, DAY, 30 * DAY])
+    @pytest.mark.parametrize("silence", [TTL // 3 + 1, TTL - GRAIN, TTL, TTL + GRAIN, 10 * TTL, MAX_GAP, DAY, 30 * DAY])
     def test_one_full_ttl(self, server: World, silence: int) -> None:
         """After a silence longer than a third of the TTL, a lease has exactly one full TTL from the first visit on."""
         one = server.open()
         server.silence(silence)
         assert [TTL] == [lease.expires_in for lease in server.view().leases]
-        server.wait(TTL - 1)
+        server.wait(TTL - GRAIN)
         held = one.held()
         assert isinstance(held, Held)
-        server.wait(1)
+        server.wait(GRAIN)
         assert EXPIRED == one.renew()
 
     @pytest.mark.parametrize("silence", [TTL // 3 + 1, TTL, 10 * TTL, DAY])
@@ -858,9 +859,9 @@ class TestSilence:
         server.silence(silence)
         elapsed = min(silence, MAX_GAP)
         left = max(TTL + quarantine - elapsed, TTL)
-        server.wait(left - 1)
+        server.wait(left - GRAIN)
         assert ["tcp/00010"] == list(server.states())
-        server.wait(1)
+        server.wait(GRAIN)
         assert {} == server.states()
 
     def test_once_between_renewals(self, server: World) -> None:
@@ -878,6 +879,16 @@ class TestSilence:
         for _ in range(5):
             server.silence(10 * TTL)
             assert Renewed(False) == one.renew()
+
+    def test_held_before_the_first_visit(self, server: World) -> None:
+        """A holder that looks for its ports before anybody visited the space is not told that they are gone."""
+        one = server.open()
+        one.take(ask(10, 10))
+        server.now += 10 * TTL
+        held = one.held()
+        assert isinstance(held, Held)
+        assert [10] == [view.number for view in held.ports]
+        assert Renewed(False) == one.renew()
 
     @pytest.mark.parametrize("interval", [TTL // 2, TTL, TTL + 1, 10 * TTL, 2 * DAY])
     def test_lone_slow_client(self, server: World, interval: int) -> None:
@@ -919,6 +930,21 @@ class TestSilence:
         memory.now += QUARANTINE
         memory.visit()
         assert () == memory.view().ports
+
+
+class TestGrain:
+    """The lease clock moves in steps of at least a millisecond."""
+
+    def test_clock_stands_still(self, world: World) -> None:
+        """Visits that follow one another more closely do not move it, and lose no time: the next one makes up."""
+        world.open()
+        for _ in range(GRAIN - 1):
+            world.now += 1
+            world.visit()
+        assert [TTL] == [lease.expires_in for lease in world.view().leases]
+        world.now += 1
+        world.visit()
+        assert [TTL - GRAIN] == [lease.expires_in for lease in world.view().leases]
 
 
 class TestClockStep:
@@ -1040,12 +1066,16 @@ class SmallWorld(RuleBasedStateMachine):
         self.last_fence = 0
 
     @rule(
-        step=st.sampled_from([1, SECOND, TTL // 3, TTL // 3 + 1, TTL - 1, TTL, QUARANTINE, 3 * TTL, DAY, -SECOND, -DAY])
+        step=st.sampled_from([1, GRAIN - 1, GRAIN, SECOND, TTL // 3, TTL // 3 + 1, TTL - 1, TTL, QUARANTINE, 3 * TTL, DAY, -SECOND, -DAY])
     )
     def pass_time(self, step: int) -> None:
         self.world.now += step
-        if self.space._seen is not None:
-            self.clock += max(0, min(step, self.max_gap or step))
+        if self.actors:
+            gap = self.world.now - self.seen
+            if gap >= GRAIN:
+                self.clock += min(gap, self.max_gap or gap)
+            if gap < 0 or gap >= GRAIN:
+                self.seen = self.world.now
         self.world.visit()
 
     @rule(instance=st.sampled_from("xy"), token=st.sampled_from("ab"), seen=st.booleans(), ttl=st.sampled_from([1, 2]))
@@ -1056,6 +1086,8 @@ class SmallWorld(RuleBasedStateMachine):
         known = {(lease.lease, lease.incarnation) for lease in self.world.view().leases}
         reply = self.world.try_open(instance, token, ttl=ttl * TTL, supersede=supersede)
         if isinstance(reply, Opened):
+            if not self.actors:
+                self.seen = self.world.now
             self.actors.append(Actor(self.world, Holder(instance, reply.lease, reply.incarnation)))
             if (reply.lease, reply.incarnation) not in known or reply.lease not in self.renewed:
                 self.renewed[reply.lease] = (self.clock, ttl * TTL)

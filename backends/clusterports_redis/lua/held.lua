@@ -1,6 +1,7 @@
 -- flags: no-writes
 -- parts: clock space
--- A page of the ports of a lease, in ascending order.
+-- A page of the ports of a lease, in ascending order. The lease is judged as of the last visit: until the next one it
+-- may yet be given time to renew.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 the port after which to begin, or ''  4 the most to return
 -- Returns {'HELD', clock, now, port, record, port, record, ...} or {'GONE', reason}
@@ -13,7 +14,7 @@ if s[1] ~= '1' then
 end
 numbers(s)
 local lease = space.lease(s[7])
-if not lease or lease.expires <= clock then return {'GONE', 'expired'} end
+if not lease or lease.expires <= tonumber(s[2]) then return {'GONE', 'expired'} end
 if lease.incarnation ~= ARGV[2] then return {'GONE', 'superseded'} end
 local from = ARGV[3] == '' and '[' .. id .. '/' or '(' .. id .. '/' .. ARGV[3]
 local members = call('ZRANGE', PORTS, from, '(' .. id .. '0', 'BYLEX', 'LIMIT', 0, ARGV[4])

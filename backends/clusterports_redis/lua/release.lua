@@ -1,6 +1,6 @@
 -- flags: allow-oom
 -- parts: clock space enter
--- reads: ARGV[3]
+-- reads: ARGV[3] or 'schema'
 -- Free ports that the lease holds with these very fences; others are passed over.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation, then port and fence of each, at most 500

@@ -1,0 +1,1 @@
+"""The allocator for tasks; the one for threads is generated from it."""

@@ -1,0 +1,176 @@
+"""Our side of a lease: what we hold under it, and until when we may rely on it. No I/O.
+
+The store counts a lease from when a renewal arrived, we count from before it was sent, and we stop a margin
+earlier. So whatever the network does, we stop relying on a port before the store may give it to another (H1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from .abc import Holder, Port, Renewal, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .abc import Protocol4
+
+__all__ = ["HeldPort", "HostLease", "State"]
+
+MARGIN: Final = 0.1
+"""The share of the TTL by which we stop before the store does."""
+
+State: TypeAlias = Literal["live", "jeopardy", "lost"]
+
+monotonic = time.monotonic
+
+
+class HostLease:
+    """The lease of this process on one space. Used by several threads.
+
+    ``until``: the local deadline, on the monotonic clock. A request number is *open* while its outcome is
+    awaited, and *abandoned* when nobody waits any more but the store may have carried it out: the next
+    heartbeat undoes it.
+    """
+
+    def __init__(self, space: str, host: str, holder: Holder, ttl: float, sent_at: float) -> None:
+        self.space = space
+        self.host = host
+        self.holder = holder
+        self.ttl = ttl
+        self.state: State = "live"
+        self.until = sent_at + ttl * (1 - MARGIN)
+        self.ports: dict[int, HeldPort] = {}  # by fence
+        self.unreleased: dict[int, Port] = {}  # a release that did not reach the store; repeated with the heartbeat
+        self._pid = os.getpid()
+        self._lock = Lock()
+        self._last = 0
+        self._open: set[int] = set()
+        self._abandoned: set[int] = set()
+
+    # ---------------------------------------------------------------- requests
+
+    def begin(self) -> Request:
+        """A new request, with the floor below which all is settled."""
+        with self._lock:
+            self._last = number = self._last + 1
+            self._open.add(number)
+            floor = number if len(self._open) == 1 else min(self._open)
+            if self._abandoned:
+                floor = min(floor, *self._abandoned)
+            return Request(number, floor)
+
+    def settle(self, number: int) -> None:
+        """Its outcome is known."""
+        self._open.discard(number)
+
+    def abandon(self, number: int) -> None:
+        """Its outcome is not known and nobody waits for it."""
+        with self._lock:
+            self._open.discard(number)
+            self._abandoned.add(number)
+
+    def renewal(self) -> Renewal:
+        with self._lock:
+            floor = min(self._open, default=self._last + 1)
+            return Renewal(self.space, self.holder, floor, tuple(sorted(self._abandoned)))
+
+    # ---------------------------------------------------------------- time
+
+    def renewed(self, renewal: Renewal, sent_at: float) -> None:
+        with self._lock:
+            self._abandoned.difference_update(renewal.abandoned)
+            if self.state != "lost":
+                self.until = max(self.until, sent_at + self.ttl * (1 - MARGIN))
+                self.state = "live"
+
+    def overdue(self, now: float, *, strict: bool = False) -> bool:
+        """Note that the deadline has passed; True the first time."""
+        with self._lock:
+            if self.state != "live" or now < self.until:
+                return False
+            self.state = "lost" if strict else "jeopardy"
+            return True
+
+    def lose(self) -> bool:
+        """The store says that it is gone; True the first time."""
+        with self._lock:
+            was, self.state = self.state, "lost"
+            return was != "lost"
+
+    def reliable(self) -> bool:
+        return self.state != "lost" and monotonic() < self.until and self._pid == os.getpid()
+
+
+class HeldPort:
+    """One port, held under a lease. What both kinds of allocations have in common."""
+
+    __slots__ = ("_acquired", "_lease", "_released", "fence", "host", "labels", "number", "owner", "protocol", "range")
+
+    number: int
+    """The port number, 1 to 65535; ``int(allocation)`` too."""
+    host: str
+    range: str
+    protocol: Protocol4
+    owner: str
+    labels: Mapping[str, str]
+    fence: int
+    """Names this allocation for good; a later holder of the same port has a higher one."""
+
+    def __init__(
+        self,
+        lease: HostLease,
+        port: Port,
+        range: str,
+        owner: str,
+        labels: Mapping[str, str],
+        acquired: float,
+    ) -> None:
+        self.number, self.protocol, self.fence = port
+        self.host = lease.host
+        self.range = range
+        self.owner = owner
+        self.labels = labels
+        self._lease = lease
+        self._acquired = acquired
+        self._released = False
+
+    @property
+    def valid(self) -> bool:
+        """Whether the holder may rely on the port now, as far as it can know without the network.
+
+        False after the release, when the lease was not renewed in time (until it is), when it is lost, and in
+        a forked child.
+        """
+        return not self._released and self._lease.reliable()
+
+    @property
+    def acquired_at(self) -> datetime:
+        """When it was acquired, by this machine's wall clock; for people only."""
+        return datetime.fromtimestamp(self._acquired, UTC)
+
+    @property
+    def lease(self) -> int:
+        """The id of the lease under which it is held."""
+        return self._lease.holder.lease
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until it may no longer be relied upon if no renewal succeeds; 0 or less: not valid."""
+        return self._lease.until - monotonic()
+
+    def __int__(self) -> int:
+        return self.number
+
+    __index__ = __int__
+
+    def __repr__(self) -> str:
+        state = "valid" if self.valid else "released" if self._released else "not valid"
+        return (
+            f"<{type(self).__name__} {self.number}/{self.protocol} on {self.host!r}"
+            f" range={self.range!r} fence={self.fence} {state}>"
+        )
