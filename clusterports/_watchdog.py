@@ -49,12 +49,10 @@ class Watchdog:
         self.start()
 
     def stop(self) -> None:
-        """Finish the calls that are due, then end."""
+        """Let it finish the calls that are due, then end. Not waited for: a callback may wait for our caller."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
 
     def _run(self) -> None:
         while True:

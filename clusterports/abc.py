@@ -87,7 +87,7 @@ class Ask(NamedTuple):
 
     range: str
     spans: tuple[tuple[int, int], ...]
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
     protocol: Protocol4 = "tcp"
     quarantine: int = 0
     owner: str = ""
@@ -152,7 +152,7 @@ class Renewed(NamedTuple):
 class Released(NamedTuple):
     """``count`` of the ports were held and are free now; the others were no longer held (never an error)."""
 
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class Closed(NamedTuple):
@@ -372,7 +372,10 @@ class AsyncBackend(ABC):
 
 
 class Driver(Protocol):
-    """What an entry point of the group ``clusterports.backends`` loads: usually a module. Its name is the URL's scheme."""
+    """What an entry point of the group ``clusterports.backends`` loads, usually a module.
+
+    The entry point's name is the URL's scheme.
+    """
 
     def connect(self, url: str, *, timeout: float = 5.0, client: Any = None) -> Backend:
         """A backend for this URL; nothing is contacted yet.

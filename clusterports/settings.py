@@ -116,7 +116,8 @@ class RangeSettings(BaseModel):
 class Settings(BaseSettings):
     """What an allocator needs to know. Everything is checked here, at once, before anything is contacted.
 
-    An argument that is None was not given: the next layer decides.
+    An argument that is None was not given: the next layer decides. With ``based_on``, those settings are the next
+    layer, and the last.
 
     ``url``: the store; None when it is configured nowhere. ``host``, ``instance``: None for this machine's
     name, and for a name that no other process has. ``ttl``: seconds after its last heartbeat at which a lease
@@ -150,6 +151,7 @@ class Settings(BaseSettings):
         timeout: float | str | None = None,
         ranges: Mapping[str, Mapping[str, object]] | None = None,
         strict: bool | None = None,
+        based_on: Settings | None = None,
     ) -> None:
         arguments = {
             "url": url,
@@ -161,12 +163,12 @@ class Settings(BaseSettings):
             "strict": strict,
         }
         given = {key: value for key, value in arguments.items() if value is not None}
-        files = list(_files(config))
-        ranges_below = [name for file in files for name in _table(file.values.get("ranges"))]
-        environment = _environment(type(self), [*ranges_below, *_DEFAULTS["ranges"]])
-        layers = [_Layer(None, given), environment, *files]
+        layers = [
+            _Layer(None, given),
+            *(_layers(config) if based_on is None else [_Layer(None, based_on.model_dump())]),
+        ]
         try:
-            super().__init__(**_merge([*(layer.values for layer in layers), _DEFAULTS]))
+            super().__init__(**_merge(layer.values for layer in layers))
         except ValidationError as error:
             # "from None": pydantic's own message shows the values, and with them passwords
             raise ConfigurationError("; ".join(_explain(item, layers) for item in error.errors())) from None
@@ -188,15 +190,13 @@ class Settings(BaseSettings):
         return cls(config=config, **overrides)
 
     def override(self, **arguments: Any) -> Self:
-        """The same with some values replaced; an argument that is None was not given.
+        """These settings with other values for those arguments that are not None; nothing else is read.
 
         :raises ConfigurationError: as for the settings themselves.
         """
-        given = {key: value for key, value in arguments.items() if value is not None}
-        if not given:
+        if all(value is None for value in arguments.values()):
             return self
-        checked = type(self)(**given)
-        return self.model_copy(update={key: getattr(checked, key) for key in given})
+        return type(self)(based_on=self, **arguments)
 
     def port_ranges(self) -> dict[str, PortRange]:
         """The ranges by name, sorted."""
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
 
 
 class _Layer(NamedTuple):
-    """``origin``: None for arguments, "" for the environment, else the file."""
+    """``origin``: None for arguments and defaults, "" for the environment, else the file."""
 
     origin: str | None
     values: dict[str, Any]
@@ -231,6 +231,13 @@ def _merge(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
             elif isinstance(merged[key], dict) and isinstance(value, dict):
                 merged[key] = _merge([merged[key], value])
     return merged
+
+
+def _layers(config: str | os.PathLike[str] | None) -> list[_Layer]:
+    """What lies below the arguments."""
+    files = list(_files(config))
+    ranges = [name for file in files for name in _table(file.values.get("ranges"))]
+    return [_environment([*ranges, *_DEFAULTS["ranges"]]), *files, _Layer(None, _DEFAULTS)]
 
 
 # ------------------------------------------------------------------ files
@@ -284,10 +291,10 @@ def _read(path: str) -> dict[str, Any] | None:
 # ------------------------------------------------------------------ environment
 
 
-def _environment(settings: type[Settings], ranges: Iterable[str]) -> _Layer:
+def _environment(ranges: Iterable[str]) -> _Layer:
     _refuse_near_misses()
     try:
-        values = dict(EnvSettingsSource(settings)())
+        values = dict(EnvSettingsSource(Settings)())
     except (SettingsError, AttributeError, TypeError):  # the latter two: JSON, but not an object
         name = f"{PREFIX}RANGES"
         got = show(os.environ.get(name, ""))

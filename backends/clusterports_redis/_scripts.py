@@ -45,7 +45,7 @@ class Scripts:
     def __init__(self, clock: str | None = None, *, flags: bool = True) -> None:
         self.clock = clock or _read("clock")
         self.flags = flags
-        parts = {"clock": _code(self.clock), "space": _code(_read("space")), "enter": _code(_read("enter"))}
+        parts = {name: _code(_read(name)) for name in ("space", "time", "enter")} | {"clock": _code(self.clock)}
         for name in _NAMES:
             text = _read(name)
             wanted, joined, reads = (line.partition(": ")[2] for line in text.splitlines()[:3])

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from datetime import UTC, datetime
 from secrets import token_hex
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clusterports._acompat import Event, Lock, Worker
 from clusterports._backends import connect
-from clusterports._lease import HeldPort, HostLease, monotonic
+from clusterports._lease import HeldPort, HostLease, Process, monotonic
 from clusterports._names import check_name, default_host, default_instance, host_space, space_host
-from clusterports._requests import find_range, make_ask
+from clusterports._requests import Ranges
 from clusterports._watchdog import Watchdog
 from clusterports.abc import Full, Gone, Granted, Holder, Occupied, Opened, Port, Renewed, Stale
 from clusterports.errors import (
@@ -109,11 +108,10 @@ class PortAllocator:
 
         arguments: dict[str, Any] = {"url": url, "host": host, "instance": instance, "ttl": ttl, "strict": strict}
         given = Settings(**arguments) if settings is None else settings.override(**arguments)
-        spans = list(given.port_ranges().values() if ranges is None else ranges)
         self.host = given.host or default_host()
         self.instance = given.instance or default_instance(self.host)
         self.ttl = given.ttl
-        self.ranges: dict[str, PortRange] = {span.name: span for span in spans}
+        self._ranges = Ranges(given.port_ranges().values() if ranges is None else ranges)
         self._backend = backend or connect(given.url, timeout=given.timeout, client=client)
         self._own_backend = backend is None
         self._named = given.instance is not None
@@ -126,7 +124,7 @@ class PortAllocator:
         self._superseded: set[str] = set()
         self._started = False
         self._closed = False
-        self._pid = os.getpid()
+        self._forks = Process.forks
         self._opening = Lock()
         self._stopping = Event()
         self._heart: Worker | None = None
@@ -182,10 +180,12 @@ class PortAllocator:
         :raises LeaseLost: a newer process runs under this instance name.
         :raises BackendError: the store is away or refuses. Nothing is held then.
         """
-        ask = make_ask(self.ranges, range, port, count, protocol, owner, labels)
-        lease = self._leases.get(host or self.host) if self._ready() else None
-        if lease is None:
-            lease = self._open(self.host if host is None else check_name("host", host))
+        ask = self._ranges.ask(range, port, count, protocol, owner, labels)
+        lease = self._leases.get(self.host if host is None else host)
+        if lease is None or self._forks != Process.forks:
+            name = self.host if host is None else check_name("host", host)
+            self._start()
+            lease = self._open(name)
         granted = self._acquire(lease, ask, port)
         return granted if count > 1 else granted[0]
 
@@ -226,11 +226,12 @@ class PortAllocator:
         from clusterports.status import ClusterStatus
 
         if range is not None:
-            find_range(self.ranges, range)
+            self._ranges.check(range)
+        self._check_process()
         names = self._backend.spaces() if host is None else [host_space(check_name("host", host))]
         return ClusterStatus.build(
             spaces=self._backend.read(names),
-            ranges=list(self.ranges.values()),
+            ranges=list(self._ranges.by_name.values()),
             backend=self._backend.name,
             generated_at=datetime.now(UTC),
             host=host,
@@ -249,7 +250,7 @@ class PortAllocator:
         self._closed = True
         self._stopping.set()
         try:
-            if self._pid == os.getpid():
+            if self._forks == Process.forks:
                 if self._heart is not None:
                     self._heart.join()
                 if release:
@@ -257,7 +258,7 @@ class PortAllocator:
                         self._end(lease, quarantine=lease.state == "lost")
         finally:
             self._leases.clear()
-            if self._pid == os.getpid():
+            if self._forks == Process.forks:
                 self._watchdog.stop()
             if self._own_backend:
                 self._backend.close()
@@ -286,22 +287,22 @@ class PortAllocator:
     # ---------------------------------------------------------------- leases
 
     def _check_process(self) -> None:
-        if self._pid != os.getpid():
+        if self._forks != Process.forks:
             raise ClusterPortsError("This allocator belongs to the parent process; make one after the fork")
         if self._closed:
             raise ClusterPortsError("This allocator is closed")
 
-    def _ready(self) -> bool:
-        self._check_process()
-        return self._started
-
     def _start(self) -> None:
         """Find what an earlier process of this instance left behind."""
-        if self._ready():
+        self._check_process()
+        if self._started:
             return
         if self._named:
             for space in self._backend.spaces(self.instance):
-                self._open(space_host(space))
+                lease = self._open(space_host(space))
+                if not lease.ports:  # it had run out: nothing to come back to
+                    del self._leases[lease.host]
+                    self._end(lease)
         self._started = True
 
     def _open(self, host: str) -> HostLease:
@@ -314,7 +315,7 @@ class PortAllocator:
                 raise LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
             if host in self._forfeited:
                 self._end(self._forfeited[host], quarantine=True)
-                del self._forfeited[host]
+                self._forfeited.pop(host, None)
             space = host_space(host)
             sent_at = monotonic()
             supersede = 0
@@ -349,7 +350,7 @@ class PortAllocator:
                 self._allocation(lease, after, seen.range, seen.owner, seen.labels, now - seen.age / 1e6)
             more = page.more
 
-    def _end(self, lease: HostLease, *, quarantine: bool) -> None:
+    def _end(self, lease: HostLease, *, quarantine: bool = False) -> None:
         more = True
         while more:
             reply = self._backend.close_lease(lease.space, lease.holder, quarantine=quarantine)
@@ -414,7 +415,10 @@ class PortAllocator:
             lease.settle(request.number)
             if isinstance(reply, Granted):
                 now = time.time()
-                return [self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports]
+                given = [self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports]
+                if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
+                    raise self._lost_error(lease, list(given))
+                return given
             if isinstance(reply, Full):
                 if reply.backlog:
                     while self._backend.reclaim(lease.space).backlog:
@@ -470,6 +474,9 @@ class PortAllocator:
             else:
                 healthy = False
                 logger.warning("no heartbeat on host %r: %s", lease.host, outcome)
+        for host, lease in list(self._forfeited.items()):
+            self._end(lease, quarantine=True)
+            self._forfeited.pop(host, None)
         self._watchdog.start()
         return healthy
 

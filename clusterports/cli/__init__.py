@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -89,8 +91,10 @@ def main() -> None:
 
 def _main() -> int | str | None:
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character is no reason to fail
+        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    # Errors are told here, in one line, and what befalls a lease by the command that holds it.
+    logging.getLogger("clusterports").addHandler(logging.NullHandler())
     try:
         try:
             app(prog_name="clusterports")

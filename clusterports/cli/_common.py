@@ -56,16 +56,14 @@ def load(config: str | None, **overrides: Any) -> Settings:
 def connect(settings: Settings) -> Backend:
     """The store's backend; nothing is contacted yet.
 
-    :raises ConfigurationError: also for a store that other processes do not see: the command's lease would be
-        alone in it.
+    :raises ConfigurationError: also for a store that only one process sees: of no use to a command.
     """
-    from clusterports._drivers import connect
+    from clusterports import _backends
 
-    assert settings.url is not None
-    backend = connect(settings.url, timeout=settings.timeout)
+    backend = _backends.connect(settings.url, timeout=settings.timeout)
     if Capability.PROCESSES not in backend.capabilities:
         raise ConfigurationError(
-            f"url: must be a store that several processes share, such as redis://host:6379/0; "
-            f"got {show(settings.url)}, which only one process sees"
+            "url: must be a store that several processes share, such as redis://host:6379/0; "
+            f"got {show(settings.url)}, which one process has to itself"
         )
     return backend

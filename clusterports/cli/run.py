@@ -82,7 +82,7 @@ class OnLost(StrEnum):
 
 def run(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- CMD ...", help="{port} and {host} in its words are filled in.")
+        list[str], typer.Argument(metavar="CMD", help="After --. In its words {port} and {host} are filled in.")
     ],
     range: Annotated[str, typer.Option(help="The range to take a port from.")],
     port: Annotated[int | None, typer.Option(help="This port of the range, or an error.")] = None,
@@ -110,13 +110,16 @@ def run(
     check_text("owner", owner)
     settings = load(config, url=url, host=host, instance=instance, ttl=ttl, strict=strict)
 
+    backend = connect(settings)
+
     @contextmanager
     def hold(on_lost: Callable[[LeaseLost], None], on_jeopardy: Callable[[object], None]) -> Iterator[Allocation]:
         from clusterports import PortAllocator
 
-        with PortAllocator(
-            settings=settings, backend=connect(settings), on_lost=on_lost, on_jeopardy=on_jeopardy
-        ) as ports:
+        with (
+            backend,
+            PortAllocator(settings=settings, backend=backend, on_lost=on_lost, on_jeopardy=on_jeopardy) as ports,
+        ):
             allocation = ports.acquire(range, port=port, protocol=protocol.value, owner=owner, labels=labels)
             yield allocation
             ports.release(allocation)

@@ -37,8 +37,8 @@ PORTS = (
     Column("RANGE", least=6, rank=1),
     Column("PORT"),
     Column("STATE"),
-    Column("OWNER", least=10),
-    Column("HOST", least=10),
+    Column("OWNER", least=8),
+    Column("HOST", least=7),
     Column("INSTANCE", least=10, rank=4),
     Column("FENCE", right=True, rank=3),
     Column("AGE", right=True, rank=2),
@@ -63,7 +63,7 @@ def status(
     settings = load(config, url=url)
     if host is not None:
         check_name("host", host)
-    with PortAllocator(settings=settings, backend=connect(settings)) as ports:
+    with connect(settings) as backend, PortAllocator(settings=settings, backend=backend) as ports:
         cluster = ports.status(host=host, range=range)
     if as_json:
         text = json.dumps(cluster.to_dict(), indent=2, ensure_ascii=True)

@@ -30,7 +30,7 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("check", "--output-format=concise"), ("format", "--check")], ids=" ".join)
 def test_ruff(arguments: tuple[str, ...]) -> None:
     """The linter and the formatter have nothing to say."""
     result = run("ruff", *arguments, "--quiet", ".")

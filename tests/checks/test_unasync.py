@@ -69,7 +69,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def unasync(tree: Path, *arguments: str) -> tuple[int, list[str]]:
-    command = [sys.executable, tree / ".ci/unasync.py", *arguments]
+    command = [sys.executable, str(tree / ".ci/unasync.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.returncode, [line for line in result.stderr.splitlines() if not line.startswith("rule ")]
 

@@ -1066,7 +1066,9 @@ class SmallWorld(RuleBasedStateMachine):
         self.last_fence = 0
 
     @rule(
-        step=st.sampled_from([1, GRAIN - 1, GRAIN, SECOND, TTL // 3, TTL // 3 + 1, TTL - 1, TTL, QUARANTINE, 3 * TTL, DAY, -SECOND, -DAY])
+        step=st.sampled_from(
+            [1, GRAIN - 1, GRAIN, SECOND, TTL // 3, TTL // 3 + 1, TTL - 1, TTL, QUARANTINE, 3 * TTL, DAY, -SECOND, -DAY]
+        )
     )
     def pass_time(self, step: int) -> None:
         self.world.now += step

@@ -1,6 +1,6 @@
 -- flags: allow-oom
--- parts: clock space enter
--- reads: 'schema'
+-- parts: clock space time enter
+-- reads: 'lease/' .. ARGV[1]
 -- Free up to STEP ports of the lease, or let them cool, then end it. To be called until nothing is left.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 'free' or 'cool'

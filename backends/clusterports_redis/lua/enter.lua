@@ -1,20 +1,11 @@
--- How every operation of a holder begins: load, visit, and check the lease that ARGV[1] (its id) and ARGV[2]
--- (its incarnation) prove. Leaves the lease's `record`, `backlog`, and in `also` the field that the operation
--- names in its line `reads`.
-local id = ARGV[1]
-local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next', 'lease/' .. id, $reads)
-if s[1] ~= '1' then
-  rare().unknown(s[1])
-  return {'GONE', 'expired'}
-end
-local before = tonumber(s[2])
-local gap = numbers(s)
-local backlog = false
+-- How every operation of a holder begins: visit, and check the lease that ARGV[1] (its id) and ARGV[2] (its
+-- incarnation) prove; its record is the first field read. Leaves `id`, `record` and `backlog`.
+if not gap then return {'GONE', 'expired'} end
+local id, record, backlog = ARGV[1], s[7], false
 if clock >= next_due or gap * 3 > min_ttl and min_ttl > 0 then
   backlog = rare().visit(before, gap)
-  s[7] = call('HGET', STATE, 'lease/' .. id)
+  record = call('HGET', STATE, 'lease/' .. id)
 end
-local record, also = s[7], s[8]
 local incarnation, expires = match(record or '', '^(%d+) (%d+) ')
 if incarnation ~= ARGV[2] or tonumber(expires) <= clock then
   call('HSET', STATE, 'clock', clock, 'seen', seen)

@@ -1,5 +1,6 @@
 -- flags: no-writes
--- parts: clock space
+-- parts: clock space time
+-- reads: 'lease/' .. ARGV[1]
 -- A page of the ports of a lease, in ascending order. The lease is judged as of the last visit: until the next one it
 -- may yet be given time to renew.
 -- KEYS  see space.lua
@@ -7,12 +8,7 @@
 -- Returns {'HELD', clock, now, port, record, port, record, ...} or {'GONE', reason}
 local space = rare()
 local id = ARGV[1]
-local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next', 'lease/' .. id)
-if s[1] ~= '1' then
-  space.unknown(s[1])
-  return {'GONE', 'expired'}
-end
-numbers(s)
+if not gap then return {'GONE', 'expired'} end
 local lease = space.lease(s[7])
 if not lease or lease.expires <= tonumber(s[2]) then return {'GONE', 'expired'} end
 if lease.incarnation ~= ARGV[2] then return {'GONE', 'superseded'} end

@@ -1,22 +1,20 @@
 -- flags: none
--- parts: clock space
+-- parts: clock space time
+-- reads: 'schema'
 -- Open the lease of an instance, answer it again to the same process, or take it over.
 -- KEYS  see space.lua
 -- ARGV  1 instance  2 token  3 ttl  4 incarnation to supersede, 0: none
 -- Returns {'OPENED', id, incarnation, ports held} or {'OCCUPIED', incarnation}
 local space = rare()
 local name, token, ttl = 'name/' .. ARGV[1], ARGV[2], tonumber(ARGV[3])
-local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next')
-if s[1] == '1' then
-  local before, gap = tonumber(s[2]), numbers(s)
+if gap then
   space.visit(before, gap)
 else
-  space.unknown(s[1])
   clock, seen, fence, min_ttl, next_due = 0, now, 0, 0, NEVER
-  call('SETBIT', BITS.tcp, 65535, 0)
-  call('SETBIT', BITS.udp, 65535, 0)
+  call('SETBIT', KEYS[4], 65535, 0)
+  call('SETBIT', KEYS[5], 65535, 0)
 end
-local id = call('HGET', STATE, name)
+local id = gap and call('HGET', STATE, name)
 local lease = id and space.lease(call('HGET', STATE, 'lease/' .. id))
 if not lease or lease.expires <= clock or lease.token ~= token then
   local fresh = not lease or lease.expires <= clock

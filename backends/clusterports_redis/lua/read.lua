@@ -1,15 +1,11 @@
 -- flags: no-writes
--- parts: clock space
+-- parts: clock space time
+-- reads: 'schema'
 -- A page of all that a space holds, for status. A field may come twice, or as it was a page before.
 -- KEYS  see space.lua
 -- ARGV  1 cursor, '0' at first  2 about how many fields
 -- Returns {'SPACE', cursor, clock, now, fence, field, value, field, value, ...}, cursor '0' at the end
-local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next')
-if s[1] ~= '1' then
-  rare().unknown(s[1])
-  return {'SPACE', '0', '0', format('%.0f', now), '0'}
-end
-numbers(s)
+if not gap then return {'SPACE', '0', '0', format('%.0f', now), '0'} end
 local page = call('HSCAN', STATE, ARGV[1], 'COUNT', ARGV[2])
 local reply = {'SPACE', page[1], format('%.0f', clock), format('%.0f', now), format('%.0f', fence)}
 local fields = page[2]

@@ -1,6 +1,6 @@
 -- flags: allow-oom
--- parts: clock space enter
--- reads: ARGV[3] or 'schema'
+-- parts: clock space time enter
+-- reads: 'lease/' .. ARGV[1], ARGV[3] or 'schema'
 -- Free ports that the lease holds with these very fences; others are passed over.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation, then port and fence of each, at most 500
@@ -8,10 +8,10 @@
 local count = 0
 if #ARGV == 4 then
   local name = ARGV[3]
-  local lease, its_fence = match(also or '', '^h (%d+) (%d+) ')
+  local lease, its_fence = match(s[8] or '', '^h (%d+) (%d+) ')
   if lease == id and its_fence == ARGV[4] then
     call('ZREM', PORTS, id .. '/' .. name)
-    call('SETBIT', BITS[string.sub(name, 1, 3)], tonumber(string.sub(name, 5)), 0)
+    call('SETBIT', string.sub(name, 1, 3) == 'tcp' and KEYS[4] or KEYS[5], tonumber(string.sub(name, 5)), 0)
     call('HDEL', STATE, name)
     count = 1
   end

@@ -1,12 +1,12 @@
 -- flags: allow-oom
--- parts: clock space enter
--- reads: 'done/' .. id
+-- parts: clock space time enter
+-- reads: 'lease/' .. ARGV[1], 'done/' .. ARGV[1]
 -- One heartbeat, however many ports: the lease runs for a full TTL from now. Abandoned requests are undone.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests
 -- Returns {'RENEWED', backlog} or {'GONE', reason}
 local space = rare()
-local done = also or space.damaged('done/' .. id)
+local done = s[8] or space.damaged('done/' .. id)
 local highest = 0
 for i = 4, #ARGV do
   local number = ARGV[i]

@@ -16,16 +16,16 @@
 -- Errors, of every operation: CPSCHEMA when the data is of another version, CPDAMAGED when keys contradict
 -- each other; nothing of the operation was done then.
 --
--- A script pays for every function that it defines, each time it runs. So what is rarely needed is made by
--- rare(), and what every operation does stands in enter.lua as plain code.
+-- A script pays for every function and table that it makes, each time it runs. So what is rarely needed is made
+-- by rare(), and what every operation does stands in time.lua and enter.lua as plain code.
 
 local call, format, match = redis.call, string.format, string.match
-local STATE, DUE, PORTS, BITS = KEYS[1], KEYS[2], KEYS[3], {tcp = KEYS[4], udp = KEYS[5]}
+local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
 local STEP, MAX_GAP, GRAIN, NEVER, CHUNK = 64, 3600000000, 1000, 9007199254740991, 1000
 local clock, seen, fence, min_ttl, next_due
 
 local function rare()
-  local self = {}
+  local self = {bits = {tcp = KEYS[4], udp = KEYS[5]}}
 
   function self.damaged(what)
     error('CPDAMAGED ' .. what, 0)
@@ -34,7 +34,7 @@ local function rare()
   -- What a state without the right schema means: no space yet, or not ours to touch.
   function self.unknown(schema)
     if schema then error('CPSCHEMA ' .. schema, 0) end
-    if call('EXISTS', DUE, PORTS, BITS.tcp, BITS.udp) > 0 then self.damaged('state is missing') end
+    if call('EXISTS', DUE, PORTS, KEYS[4], KEYS[5]) > 0 then self.damaged('state is missing') end
   end
 
   -- call() over a long list, in chunks that unpack() can take.
@@ -73,7 +73,7 @@ local function rare()
   end
 
   function self.bit(name, value)
-    call('SETBIT', BITS[string.sub(name, 1, 3)], tonumber(string.sub(name, 5)), value)
+    call('SETBIT', self.bits[string.sub(name, 1, 3)], tonumber(string.sub(name, 5)), value)
   end
 
   -- Ports that nobody holds any more, cooling or just released, become free.
@@ -170,11 +170,11 @@ local function rare()
 
   -- Frees those of these ports that the lease holds with this very fence (S2). records: of names, as read.
   function self.free_held(id, names, fences, records)
-    local mine, members = {}, {}
+    local mine, members, counted = {}, {}, {}
     for i, name in ipairs(names) do
       local lease, its_fence = match(records[i] or '', '^h (%d+) (%d+) ')
-      if lease == id and its_fence == fences[i] then
-        records[i] = false
+      if lease == id and its_fence == fences[i] and not counted[name] then
+        counted[name] = true
         mine[#mine + 1] = name
         members[#members + 1] = id .. '/' .. name
       end
@@ -196,19 +196,4 @@ local function rare()
   end
 
   return self
-end
-
--- The space's own fields, as numbers; to be called with the reply to HMGET of: schema clock seen fence min_ttl next.
--- The clock moves to now. Returns the time since the last visit.
-local function numbers(s)
-  clock, seen, fence, min_ttl, next_due = tonumber(s[2]), tonumber(s[3]), tonumber(s[4]), tonumber(s[5]), tonumber(s[6])
-  if not (clock and seen and fence and min_ttl and next_due) then rare().damaged('state is incomplete') end
-  local gap = now - seen
-  if gap >= GRAIN then
-    clock = clock + (gap < MAX_GAP and gap or MAX_GAP)
-    seen = now
-  elseif gap < 0 then
-    seen = now
-  end
-  return gap
 end

