@@ -19,7 +19,7 @@ GROUP = "clusterports.backends"
 def driver(url: str | None, client: Any) -> Driver:
     if url is None and client is None:
         raise ConfigurationError(
-            "url: no store is configured; pass a URL, set CLUSTERPORTS_URL, or write url = \"redis://host/0\""
+            'url: no store is configured; pass a URL, set CLUSTERPORTS_URL, or write url = "redis://host/0"'
             " to clusterports.toml"
         )
     scheme = "redis" if url is None else url.partition("://")[0] if "://" in url else ""

@@ -56,6 +56,7 @@ class HostLease:
         self.holder = holder
         self.ttl = ttl
         self.state: State = "live"
+        self.reason: Literal["revoked", "deadline"] = "revoked"  # of a loss
         self.until = sent_at + ttl * (1 - MARGIN)
         self.ports: dict[int, HeldPort] = {}  # by fence
         self.unreleased: dict[int, Port] = {}  # a release that did not reach the store; repeated with the heartbeat
@@ -106,7 +107,9 @@ class HostLease:
         with self._lock:
             if self.state != "live" or now < self.until:
                 return False
-            self.state = "lost" if strict else "jeopardy"
+            self.state = "jeopardy"
+            if strict:
+                self.state, self.reason = "lost", "deadline"
             return True
 
     def lose(self) -> bool:

@@ -144,9 +144,7 @@ class Space:
             self._prolong(lease)
         return Opened(lease.id, lease.incarnation, len(lease.ports))
 
-    def acquire(
-        self, now: int, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
+    def acquire(self, now: int, holder: Holder, request: Request, asks: Sequence[Ask]) -> Granted | Full | Gone | Stale:
         backlog = self._visit(now)
         lease = self._live(holder)
         if not isinstance(lease, _Lease):
@@ -330,7 +328,7 @@ class Space:
 
     def _drop(self, lease: _Lease) -> None:
         del self._leases[lease.id], self._due[f"lease/{lease.id}"]
-        if self._names[lease.instance] == lease.id:
+        if self._names.get(lease.instance) == lease.id:  # a newer one may have come, and gone, meanwhile
             del self._names[lease.instance]
 
     # ---------------------------------------------------------------- ports

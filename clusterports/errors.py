@@ -105,14 +105,16 @@ class LeaseLost(ClusterPortsError):
 
 
 class BackendError(ClusterPortsError):
-    """The store failed in a way that a repetition does not cure."""
-
-
-class BackendUnavailable(BackendError):
-    """The store was not reached, or could not answer, within the time given.
+    """The store failed in a way that a repetition does not cure.
 
     ``unknown`` is True when the request may have been carried out all the same.
     """
+
+    unknown: bool = False
+
+
+class BackendUnavailable(BackendError):
+    """The store was not reached, or could not answer, within the time given."""
 
     def __init__(self, message: str, *, unknown: bool = False) -> None:
         super().__init__(message)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import servers
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 CI = os.environ.get("CI") == "true"
 
 settings.register_profile(
-    "clusterports", derandomize=CI, max_examples=300 if CI else 50, stateful_step_count=50, deadline=None, database=None
+    "clusterports",
+    derandomize=CI,
+    max_examples=300 if CI else 50,
+    stateful_step_count=50,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    deadline=None,
+    database=None,
 )
 settings.load_profile("clusterports")
 

@@ -9,7 +9,7 @@ from redis import exceptions as redis_errors
 
 from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
 
-__all__ = ["Fate", "Unreached", "fate", "translate", "unavailable"]
+__all__ = ["Fate", "Unreached", "fate", "not_known", "refuses_flags", "translate", "unavailable"]
 
 
 class Fate(Enum):
@@ -55,11 +55,21 @@ _CODES: Final[dict[type[BaseException], str]] = {
 }
 
 
+def refuses_flags(error: BaseException) -> bool:
+    """The server cannot read a script's first line. fakeredis says so of a script that it keeps all the same."""
+    return "unexpected symbol near '#'" in str(error)
+
+
+def not_known(error: object) -> bool:
+    """The server has to be sent the script itself."""
+    return isinstance(error, redis_errors.NoScriptError) or isinstance(error, Exception) and refuses_flags(error)
+
+
 def fate(error: BaseException) -> Fate:
     if isinstance(error, Unreached):
         inner = error.cause
         return Fate.FATAL if fate(inner) is Fate.FATAL else Fate.NOT_RUN
-    if "max number of clients reached" in str(error) or code(error) in _LATER:
+    if "max number of clients reached" in str(error) or code(error) in _LATER or not_known(error):
         return Fate.NOT_RUN
     if code(error) in _NO_LOGIN or isinstance(error, (redis_errors.ResponseError, redis_errors.DataError)):
         return Fate.FATAL

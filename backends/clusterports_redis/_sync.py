@@ -16,7 +16,7 @@ from clusterports.abc import Backend, Capability, Gone, Released
 from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
 
 from . import _wire as wire
-from ._failures import Fate, Unreached, fate, translate, unavailable
+from ._failures import Fate, Unreached, fate, not_known, refuses_flags, translate, unavailable
 from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
@@ -236,10 +236,11 @@ class RedisBackend(Backend):
         found: list[str] = []
         for start in range(0, len(known), _BATCH):
             part = known[start : start + _BATCH]
-            answers = self._link.calls([("HEXISTS", wire.keys(space)[0], field) for space in part])
+            commands = [("HEXISTS", wire.keys(space)[0], field) for space in part]
+            answers = self._repeat(commands, self._link.calls)
             for space, answer in zip(part, answers, strict=True):
                 if isinstance(answer, BaseException):
-                    raise translate(answer, self._link.where) from answer
+                    raise answer
                 if answer:
                     found.append(space)
         return found
@@ -293,6 +294,7 @@ class RedisBackend(Backend):
                 outlook = fate(error)
                 if outlook is Fate.FATAL:
                     outcomes[index] = translate(error, self._link.where)
+                    outcomes[index].unknown = unknown  # an earlier try may have been carried out
                 else:
                     unknown = unknown or outlook is Fate.UNKNOWN
                     again.append(index)
@@ -326,7 +328,7 @@ class RedisBackend(Backend):
         """EVALSHA; where the server does not know the script, EVAL, which teaches it."""
         script = getattr(self._scripts, commands[0][0])
         replies = self._link.calls([("EVALSHA", script.sha, *command[1:]) for command in commands])
-        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+        unknown = [i for i, reply in enumerate(replies) if not_known(reply)]
         if unknown:
             head, *rest = unknown
             replies[head] = self._eval(commands[head])
@@ -342,7 +344,7 @@ class RedisBackend(Backend):
         try:
             return self._link.call("EVAL", script.source, *command[1:])
         except redis_errors.ResponseError as error:
-            if "unexpected symbol near '#'" not in str(error) or not self._scripts.flags:
+            if not refuses_flags(error) or not self._scripts.flags:
                 return error
         version = self._old_version()
         if version:

@@ -49,7 +49,10 @@ def connection_arguments(url: str, socket_timeout: float) -> dict[str, Any]:
 
 
 def place(url: str) -> str:
-    """The URL without user, password and options, for messages."""
+    """The URL without user, password and options, for messages.
+
+    All up to the last ``@`` may be a password, in which ``?`` or ``#`` was not percent-encoded.
+    """
     scheme, _, rest = url.partition("://")
-    rest = rest.split("?", 1)[0].split("#", 1)[0]
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    rest = rest.rpartition("@")[2]
+    return f"{scheme}://{rest.split('?', 1)[0].split('#', 1)[0]}"

@@ -247,18 +247,19 @@ class AsyncPortAllocator:
         if self._closed:
             return
         self._closed = True
-        self._stopping.set()
         try:
             if self._forks == Process.forks:
+                self._stopping.set()
                 if self._heart is not None:
                     await self._heart.join()
-                if release:
-                    for lease in [*self._leases.values(), *self._forfeited.values()]:
-                        await self._end(lease, quarantine=lease.state == "lost")
+                for lease in [*self._leases.values(), *self._forfeited.values()]:
+                    await self._leave(lease, release)
         finally:
-            self._leases.clear()
             if self._forks == Process.forks:
+                for lease in self._leases.values():
+                    lease.lose()
                 self._watchdog.stop()
+            self._leases.clear()
             if self._own_backend:
                 await self._backend.close()
 
@@ -296,47 +297,58 @@ class AsyncPortAllocator:
         self._check_process()
         if self._started:
             return
-        if self._named:
-            for space in await self._backend.spaces(self.instance):
-                lease = await self._open(space_host(space))
-                if not lease.ports:  # it had run out: nothing to come back to
-                    del self._leases[lease.host]
-                    await self._end(lease)
-        self._started = True
+        async with self._opening:
+            if self._named:
+                for space in await self._backend.spaces(self.instance):
+                    host = space_host(space)
+                    if host not in self._leases:
+                        lease = await self._enter(host)
+                        if lease.ports:
+                            self._keep(lease)
+                        else:  # it had run out: nothing to come back to
+                            await self._end(lease)
+            self._started = True
 
     async def _open(self, host: str) -> HostLease:
         self._check_process()
         async with self._opening:
+            self._check_process()
             lease = self._leases.get(host)
-            if lease is not None:
-                return lease
-            if host in self._superseded:
-                raise LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
-            if host in self._forfeited:
-                await self._end(self._forfeited[host], quarantine=True)
-                self._forfeited.pop(host, None)
-            space = host_space(host)
-            sent_at = monotonic()
-            supersede = 0
-            reply: Opened | Occupied = Occupied(0)
-            for _ in (1, 2, 3):
-                ttl = round(self.ttl * 1_000_000)
-                reply = await self._backend.open(
-                    space, self.instance, token=self._token, ttl=ttl, supersede=supersede
-                )
-                if isinstance(reply, Opened):
-                    break
-                supersede = reply.incarnation
-            if isinstance(reply, Occupied):
-                raise LeaseLost(f"Another process keeps taking over instance {self.instance!r} on host {host!r}")
-            lease = HostLease(space, host, Holder(self.instance, reply.lease, reply.incarnation), self.ttl, sent_at)
-            if reply.ports:
-                await self._find_again(lease)
-            self._leases[host] = lease
-            if self._heart is None or not self._heart.alive():
-                self._heart = AsyncWorker(self._beat, "clusterports-heartbeat")
-            self._watchdog.start()
+            if lease is None:
+                lease = await self._enter(host)
+                self._keep(lease)
             return lease
+
+    async def _enter(self, host: str) -> HostLease:
+        """Open or resume a lease. Nobody uses it before :meth:`_keep`."""
+        if host in self._superseded:
+            raise LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
+        if host in self._forfeited:
+            await self._end(self._forfeited[host], quarantine=True)
+            self._forfeited.pop(host, None)
+        space = host_space(host)
+        ttl = round(self.ttl * 1_000_000)
+        sent_at = monotonic()
+        supersede = 0
+        reply: Opened | Occupied = Occupied(0)
+        for _ in (1, 2, 3):
+            reply = await self._backend.open(space, self.instance, token=self._token, ttl=ttl, supersede=supersede)
+            if isinstance(reply, Opened):
+                break
+            supersede = reply.incarnation
+        if isinstance(reply, Occupied):
+            raise LeaseLost(f"Another process keeps taking over instance {self.instance!r} on host {host!r}")
+        lease = HostLease(space, host, Holder(self.instance, reply.lease, reply.incarnation), self.ttl, sent_at)
+        if reply.ports:
+            await self._find_again(lease)
+        return lease
+
+    def _keep(self, lease: HostLease) -> None:
+        self._check_process()  # closed meanwhile?
+        self._leases[lease.host] = lease
+        if self._heart is None or not self._heart.alive():
+            self._heart = AsyncWorker(self._beat, "clusterports-heartbeat")
+        self._watchdog.start()
 
     async def _find_again(self, lease: HostLease) -> None:
         after: Port | None = None
@@ -351,6 +363,15 @@ class AsyncPortAllocator:
                 self._allocation(lease, after, seen.range, seen.owner, seen.labels, now - seen.age / 1e6)
             more = page.more
 
+    async def _leave(self, lease: HostLease, release: bool) -> None:
+        was_lost = not lease.lose()  # from here on its ports are not valid
+        if release:
+            for port in lease.ports.values():
+                port._released = not was_lost
+            await self._end(lease, quarantine=was_lost)
+        elif lease.unreleased:
+            await self._backend.release(lease.space, lease.holder, list(lease.unreleased.values()))
+
     async def _end(self, lease: HostLease, *, quarantine: bool = False) -> None:
         more = True
         while more:
@@ -364,7 +385,7 @@ class AsyncPortAllocator:
         if gone.reason == "superseded":
             self._superseded.add(lease.host)
         if lease.lose() and (lease.ports or gone.reason == "superseded"):
-            self._tell_lost(lease, "revoked")
+            self._tell_lost(lease)
 
     def _overdue(self, lease: HostLease) -> None:
         """The local deadline has passed. Called by the watchdog."""
@@ -373,31 +394,26 @@ class AsyncPortAllocator:
         if self._strict:
             self._leases.pop(lease.host, None)
             self._forfeited[lease.host] = lease
-            self._tell_lost(lease, "deadline")
+            self._tell_lost(lease)
         elif lease.ports:
             held = list(lease.ports.values())
             logger.warning("the lease on host %r is in jeopardy: %d ports", lease.host, len(held))
             if self._on_jeopardy is not None:
                 self._watchdog.call(self._on_jeopardy, held)
 
-    def _tell_lost(self, lease: HostLease, reason: Literal["revoked", "deadline"]) -> None:
-        error = self._lost_error(lease, list(lease.ports.values()), reason)
+    def _tell_lost(self, lease: HostLease) -> None:
+        error = self._lost_error(lease, list(lease.ports.values()))
         logger.error("%s", error)
         if self._on_lost is not None:
             self._watchdog.call(self._on_lost, error)
 
-    def _lost_error(
-        self,
-        lease: HostLease,
-        allocations: list[HeldPort],
-        reason: Literal["revoked", "deadline"] = "revoked",
-    ) -> LeaseLost:
+    def _lost_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
         why = "a newer process runs under this name" if lease.host in self._superseded else "it was not renewed in time"
         numbers = ", ".join(f"{port.number}/{port.protocol}" for port in allocations[:8])
         if len(allocations) > 8:
             numbers += f" and {len(allocations) - 8} more"
         message = f"The lease of instance {self.instance!r} on host {lease.host!r} is lost: {why}"
-        return LeaseLost(f"{message}; ports: {numbers or 'none'}", allocations=allocations, reason=reason)
+        return LeaseLost(f"{message}; ports: {numbers or 'none'}", allocations=allocations, reason=lease.reason)
 
     # ---------------------------------------------------------------- acquire
 
@@ -408,7 +424,7 @@ class AsyncPortAllocator:
             try:
                 reply = await self._backend.acquire(lease.space, lease.holder, request, (ask,))
             except BaseException as error:
-                if isinstance(error, BackendError) and not getattr(error, "unknown", False):
+                if isinstance(error, BackendError) and not error.unknown:
                     lease.settle(request.number)
                 else:
                     lease.abandon(request.number)

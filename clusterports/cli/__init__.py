@@ -26,11 +26,10 @@ from ._common import say
 
 __all__ = ["app", "main"]
 
-COMMANDS: dict[str, dict[str, Any]] = {
-    # Everything behind the command's first word is the command's, also without "--".
-    "run": {"context_settings": {"allow_interspersed_args": False}},
-    "status": {},
-    "demo": {},
+COMMANDS = {
+    "run": "Take a port, run a command with it, give it back.",
+    "status": "Show who holds which port, and for how long.",
+    "demo": "See it work on three hosts, one of which dies.",
 }
 
 EXIT_CODES: tuple[tuple[type[ClusterPortsError], int], ...] = (
@@ -52,12 +51,17 @@ class _LazyGroup(TyperGroup):
         if cmd_name in COMMANDS and cmd_name not in self.commands:
             function = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
             one = typer.Typer(add_completion=False, rich_markup_mode=None)
-            one.command(cmd_name, **COMMANDS[cmd_name])(function)
+            # What follows the first word of a command to run is that command's, also without "--".
+            one.command(cmd_name, context_settings={"allow_interspersed_args": cmd_name != "run"})(function)
             self.commands[cmd_name] = typer.main.get_command(one)
         return super().get_command(ctx, cmd_name)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
-# Without rich: its help pages would cost every start of `run` more than the rest of it.
+
+# Plain help: rich takes longer to import than the rest of a command's start.
 app = typer.Typer(
     cls=_LazyGroup,
     add_completion=False,

@@ -198,7 +198,8 @@ class Supervisor:
 
     def _start(self, allocation: Allocation) -> None:
         self._allocation = allocation
-        if self._lost is None or not self._terminate:
+        wanted = not self._finish.is_set() and not (self._lost is not None and self._terminate)
+        if wanted:
             self._child.start(allocation.number, allocation.host, allocation.fence)
 
     def _end(self, error: Exception | None) -> None:

@@ -107,7 +107,7 @@ def port_rows(cluster: ClusterStatus, host: HostStatus) -> Iterator[Sequence[obj
             port.range,
             f"{port.number}/{port.protocol}",
             port.state,
-            port.owner[:LONGEST],
+            port.owner[:LONGEST] or "-",  # so that every line has as many words
             host.host,
             port.instance,
             port.fence,

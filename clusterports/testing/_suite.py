@@ -605,7 +605,9 @@ class _Conformance:
         one.take(ask(10, 10, quarantine=quarantine))
         world.until(lambda: exact(GONE) == exact(one.held()), within=3 * world.clock.ttl)
         assert world.clock.time() - before >= 0.99 * world.clock.ttl
-        assert [exact(GONE)] * 4 == [exact(reply) for reply in (one.renew(), one.ask(ask()), one.release(), one.close())]
+        assert [exact(GONE)] * 4 == [
+            exact(reply) for reply in (one.renew(), one.ask(ask()), one.release(), one.close())
+        ]
         world.until(lambda: not world.view().ports, within=3 * world.clock.ttl)
         assert world.clock.time() - before >= 0.99 * (world.ttl + quarantine) / SECOND
         assert [10] == numbers(two.take(ask(10, 10)))
@@ -747,7 +749,9 @@ class _Conformance:
         one, two = world.open(text), world.open("two")
         (port,) = one.take(Ask(text, ((10, 10),), 1, "tcp", 0, text, {text: text, "b": ""}))
         (plain,) = two.take(ask(11, 11))
-        view = PortView(10, "tcp", "held", text, text, {text: text, "b": ""}, text, one.holder.lease, port.fence, 0, None)
+        view = PortView(
+            10, "tcp", "held", text, text, {text: text, "b": ""}, text, one.holder.lease, port.fence, 0, None
+        )
         first, second = world.view().ports
         assert exact(view) == exact(first._replace(age=0))
         assert ("two", plain.fence) == (second.instance, second.fence)
@@ -815,7 +819,9 @@ class _Conformance:
         assert exact(Released(1)) == exact(new.release(*ports))
         assert [10] == numbers(two.take(ask(10, 10)))
         assert exact(Closed(False)) == exact(two.close())
-        assert exact(Closed(False)) == exact(_Actor(world.store, world.space, "one", Opened(*new.holder[1:], 0)).close())
+        assert exact(Closed(False)) == exact(
+            _Actor(world.store, world.space, "one", Opened(*new.holder[1:], 0)).close()
+        )
         assert ((), ()) == (world.view().leases, world.view().ports)
 
     def test_leases_outlive_the_object(self, world: _World, other: _World) -> None:

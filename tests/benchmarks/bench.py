@@ -30,9 +30,7 @@ from clusterports_redis import RedisBackend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-COMPARE_AND_DELETE = (
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-)
+COMPARE_AND_DELETE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 BACKUP = PortRange("backup", 10809, 10872)
 
 
@@ -56,7 +54,18 @@ def server(cpu: int | None = None) -> Iterator[str]:
         with contextlib.closing(__import__("socket").socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        options = ["--port", str(port), "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", folder]
+        options = [
+            "--port",
+            str(port),
+            "--unixsocket",
+            str(socket),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            folder,
+        ]
         process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
         try:
             if cpu is not None:
@@ -75,7 +84,11 @@ def server(cpu: int | None = None) -> Iterator[str]:
 
 
 def rounds(
-    candidates: Sequence[Callable[[], object]], *, calls: int, turns: int, after: Callable[[int, int], None] | None = None
+    candidates: Sequence[Callable[[], object]],
+    *,
+    calls: int,
+    turns: int,
+    after: Callable[[int, int], None] | None = None,
 ) -> list[list[float]]:
     """Seconds per call of each candidate, in each turn. ``after(candidate, calls)`` follows each measurement."""
     for candidate in candidates:
@@ -155,13 +168,21 @@ def pairs(quick: bool, url: str, where: str) -> Iterator[Figure]:
             turns=12 if quick else 40,
             after=stats,
         )
-        yield Figure(f"pair / bare pair, {where}", ratio(ours, theirs), 1.25 if where == "unpinned" else 1.29,
-                     f"{microseconds(ours)} / {microseconds(theirs)}")
+        yield Figure(
+            f"pair / bare pair, {where}",
+            ratio(ours, theirs),
+            1.25 if where == "unpinned" else 1.29,
+            f"{microseconds(ours)} / {microseconds(theirs)}",
+        )
         yield Figure(f"pair / redis-py Lock, {where}", ratio(ours, locks), 1.0, f"{microseconds(locks)}")
         server_ours = [value * 1e-6 for value in stats.times[0]]
         server_bare = [value * 1e-6 for value in stats.times[1]]
-        yield Figure(f"server time, pair / bare, {where}", ratio(server_ours, server_bare), 5.0,
-                     f"{microseconds(server_ours)} / {microseconds(server_bare)}")
+        yield Figure(
+            f"server time, pair / bare, {where}",
+            ratio(server_ours, server_bare),
+            5.0,
+            f"{microseconds(server_ours)} / {microseconds(server_bare)}",
+        )
         yield Figure(f"round trips of a pair, {where}", statistics.median(stats.commands[0]) / 2, 1.0, "per call")
         yield Figure(f"memory pair / bare Redis pair, {where}", ratio(rams, theirs), 0.1, microseconds(rams))
     client.close()
@@ -187,8 +208,12 @@ def flatness(quick: bool, url: str) -> Iterator[Figure]:
 
             a, b = rounds([in_full, in_empty], calls=100 if quick else 250, turns=10 if quick else 24, after=stats)
         yield Figure("64,000 of 64,512 taken / empty", ratio(a, b), 1.2, f"{microseconds(a)} / {microseconds(b)}")
-        yield Figure("  the same, server time", ratio(stats.times[0], stats.times[1]), 1.2,
-                     f"{statistics.median(stats.times[0]):.1f} us / {statistics.median(stats.times[1]):.1f} us")
+        yield Figure(
+            "  the same, server time",
+            ratio(stats.times[0], stats.times[1]),
+            1.2,
+            f"{statistics.median(stats.times[0]):.1f} us / {statistics.median(stats.times[1]):.1f} us",
+        )
 
 
 def heartbeats(quick: bool, url: str) -> Iterator[Figure]:
@@ -205,11 +230,19 @@ def heartbeats(quick: bool, url: str) -> Iterator[Figure]:
 
     with redis.Redis.from_url(url) as client:
         stats = ServerTime(client, 2)
-        rounds([leased("many", 10_000), leased("one", 1)], calls=100 if quick else 250, turns=10 if quick else 24,
-               after=stats)
+        rounds(
+            [leased("many", 10_000), leased("one", 1)],
+            calls=100 if quick else 250,
+            turns=10 if quick else 24,
+            after=stats,
+        )
     many, one = stats.times
-    yield Figure("heartbeat of 10,000 ports / of 1, server time", ratio(many, one), 1.1,
-                 f"{statistics.median(many):.1f} us / {statistics.median(one):.1f} us")
+    yield Figure(
+        "heartbeat of 10,000 ports / of 1, server time",
+        ratio(many, one),
+        1.1,
+        f"{statistics.median(many):.1f} us / {statistics.median(one):.1f} us",
+    )
     backend.close()
 
 
@@ -227,8 +260,12 @@ def imports(quick: bool) -> Iterator[Figure]:
     for _ in range(turns):
         ours.append(run("clusterports"))
         theirs.append(run("pydantic_settings"))
-    yield Figure("import clusterports / import pydantic_settings", ratio(ours, theirs), 1.5,
-                 f"{statistics.median(ours) * 1e3:.0f} ms / {statistics.median(theirs) * 1e3:.0f} ms")
+    yield Figure(
+        "import clusterports / import pydantic_settings",
+        ratio(ours, theirs),
+        1.5,
+        f"{statistics.median(ours) * 1e3:.0f} ms / {statistics.median(theirs) * 1e3:.0f} ms",
+    )
 
 
 def figures(quick: bool) -> Iterator[Figure]:

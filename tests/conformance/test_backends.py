@@ -73,4 +73,3 @@ class TestOneObjectOnly(BackendConformance):
     @pytest.fixture
     def backend(self, memory: servers.MemoryStore) -> Backend:
         return memory.connect(virtual=True)
-

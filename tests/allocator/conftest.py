@@ -1,0 +1,57 @@
+"""Fixtures of the allocator's tests: ``kit`` makes allocators of both kinds on each store."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from allocator.kit import Kit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import servers
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is set on the machine that runs the tests has no part in them."""
+    for name in list(os.environ):
+        if name.upper().startswith("CLUSTERPORTS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of allocator."""
+    kind: str = request.param
+    return kind
+
+
+@pytest_asyncio.fixture
+async def kit(kind: str, store: servers.Store) -> AsyncIterator[Kit]:
+    """Both kinds on each store."""
+    kit = Kit(kind, store)
+    yield kit
+    await kit.finish()
+
+
+@pytest_asyncio.fixture
+async def memory_kit(kind: str, memory: servers.MemoryStore) -> AsyncIterator[Kit]:
+    """Both kinds in memory: for what has nothing to do with the store."""
+    kit = Kit(kind, memory)
+    yield kit
+    await kit.finish()
+
+
+@pytest_asyncio.fixture
+async def server_kit(kind: str, server: servers.ServerStore) -> AsyncIterator[Kit]:
+    """Both kinds on each real server."""
+    kit = Kit(kind, server)
+    yield kit
+    await kit.finish()

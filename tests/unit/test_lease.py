@@ -1,0 +1,188 @@
+"""Our side of a lease, on a monotonic clock that stands still until it is moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from clusterports import _lease
+from clusterports._lease import HeldPort, HostLease, Process
+from clusterports.abc import Holder, Port, Renewal, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SENT: Final = 1000.0
+TTL: Final = 10.0
+HOLDER: Final = Holder("manager", 7, 8)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = SENT
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(_lease, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def lease(clock: Clock) -> HostLease:
+    return HostLease("host:a", "a", HOLDER, TTL, SENT)
+
+
+def hold(lease: HostLease) -> HeldPort:
+    return HeldPort(lease, Port(10809, "tcp", 99), "backup", "vm-1", {}, 0.0)
+
+
+def test_deadline(lease: HostLease, clock: Clock) -> None:
+    """A port may be relied upon until nine tenths of a TTL after the request was sent, and not a moment longer."""
+    port = hold(lease)
+    clock.now = SENT + 8.999
+    assert (True, 0.001) == (port.valid, pytest.approx(port.expires_in))
+    clock.now = SENT + 9.0
+    assert (False, 0.0) == (port.valid, port.expires_in)
+
+
+def test_renewal_counts_from_before_it_was_sent(lease: HostLease, clock: Clock) -> None:
+    """However long a renewal took, the new deadline is nine tenths of a TTL after it was sent."""
+    clock.now = SENT + 5.0
+    lease.renewed(lease.renewal(), SENT + 2.5)
+    assert SENT + 11.5 == lease.until
+
+
+def test_late_renewal_does_not_shorten(lease: HostLease) -> None:
+    """A renewal that was sent earlier and answered later takes nothing back."""
+    lease.renewed(lease.renewal(), SENT + 5.0)
+    lease.renewed(lease.renewal(), SENT + 2.5)
+    assert SENT + 14.0 == lease.until
+
+
+def test_jeopardy_once(lease: HostLease) -> None:
+    """The deadline is told of once."""
+    assert [False, True, False] == [lease.overdue(SENT + at) for at in (8.9, 9.0, 9.1)]
+    assert "jeopardy" == lease.state
+
+
+def test_live_again(lease: HostLease, clock: Clock) -> None:
+    """A renewal that succeeds after the deadline makes the lease reliable again, and its next deadline counts."""
+    port = hold(lease)
+    clock.now = SENT + 20.0
+    lease.overdue(clock.now)
+    assert not port.valid
+    lease.renewed(lease.renewal(), SENT + 19.0)
+    assert (True, "live") == (port.valid, lease.state)
+    assert [False, True] == [lease.overdue(SENT + at) for at in (27.9, 28.0)]
+
+
+def test_strict(lease: HostLease, clock: Clock) -> None:
+    """Of a strict allocator the deadline ends the lease for good, whatever a late renewal says."""
+    port = hold(lease)
+    assert lease.overdue(SENT + 9.0, strict=True)
+    lease.renewed(lease.renewal(), SENT + 8.9)
+    clock.now = SENT + 9.1
+    assert ("lost", False) == (lease.state, port.valid)
+
+
+def test_lost_once(lease: HostLease, clock: Clock) -> None:
+    """A lease is lost once, at any time, and then neither in jeopardy nor renewed."""
+    port = hold(lease)
+    assert [True, False] == [lease.lose(), lease.lose()]
+    lease.renewed(lease.renewal(), SENT + 1.0)
+    assert (False, False, SENT + 9.0) == (port.valid, lease.overdue(SENT + 9.0), lease.until)
+
+
+def test_lost_after_jeopardy(lease: HostLease) -> None:
+    """A lease in jeopardy can still be lost."""
+    lease.overdue(SENT + 9.0)
+    assert lease.lose()
+
+
+def test_child_process(lease: HostLease, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parent held is not valid in a forked child."""
+    port = hold(lease)
+    assert port.valid
+    monkeypatch.setattr(Process, "forks", Process.forks + 1)
+    assert not port.valid
+
+
+# -------------------------------------------------------------------- requests
+
+
+def test_numbers_and_floors(lease: HostLease) -> None:
+    """Requests count from 1; the floor is the lowest whose outcome is awaited."""
+    assert [Request(1, 1), Request(2, 1), Request(3, 1)] == [lease.begin() for _ in range(3)]
+    lease.settle(1)
+    assert Request(4, 2) == lease.begin()
+    lease.settle(3)
+    lease.settle(2)
+    assert Request(5, 4) == lease.begin()
+    lease.settle(4)
+    lease.settle(5)
+    assert Request(6, 6) == lease.begin()
+
+
+def test_renewal_floor(lease: HostLease) -> None:
+    """A heartbeat settles everything below what is awaited, and everything when nothing is."""
+    assert Renewal("host:a", HOLDER, 1) == lease.renewal()
+    lease.begin()
+    lease.begin()
+    lease.settle(1)
+    assert Renewal("host:a", HOLDER, 2) == lease.renewal()
+    lease.settle(2)
+    assert Renewal("host:a", HOLDER, 3) == lease.renewal()
+
+
+def test_abandoned_until_a_heartbeat_got_through(lease: HostLease) -> None:
+    """An abandoned request is named by every heartbeat until one succeeded, and no floor passes it before."""
+    for _ in range(3):
+        lease.begin()
+    lease.abandon(2)
+    lease.settle(1)
+    lease.settle(3)
+    assert Request(4, 2) == lease.begin()
+    first, second = lease.renewal(), lease.renewal()
+    assert [(2,), (2,)] == [first.abandoned, second.abandoned]
+    lease.renewed(second, SENT + 1)
+    assert () == lease.renewal().abandoned
+    lease.settle(4)
+    assert Request(5, 5) == lease.begin()
+
+
+def test_abandoned_while_a_heartbeat_travels(lease: HostLease) -> None:
+    """What was abandoned after a heartbeat was sent waits for the next one."""
+    for _ in range(2):
+        lease.begin()
+    lease.abandon(1)
+    renewal = lease.renewal()
+    lease.abandon(2)
+    lease.renewed(renewal, SENT + 1)
+    assert Renewal("host:a", HOLDER, 3, (2,)) == lease.renewal()
+
+
+def test_lost_lease_forgets_what_was_abandoned(lease: HostLease) -> None:
+    """The answer to a heartbeat settles abandoned requests even if the lease was given up meanwhile."""
+    lease.begin()
+    lease.abandon(1)
+    renewal = lease.renewal()
+    lease.lose()
+    lease.renewed(renewal, SENT + 1)
+    assert () == lease.renewal().abandoned
+
+
+@pytest.mark.parametrize("convert", [int, lambda port: range(20000)[port]], ids=["int", "index"])
+def test_is_a_number(lease: HostLease, convert: Callable[[HeldPort], int]) -> None:
+    """A held port can be used wherever its number can."""
+    assert 10809 == convert(hold(lease))
+
+
+def test_repr_tells_the_state(lease: HostLease, clock: Clock) -> None:
+    """What is printed of a port names it for good and says whether it may be relied upon."""
+    port = hold(lease)
+    assert "<HeldPort 10809/tcp on 'a' range='backup' fence=99 valid>" == repr(port)
+    clock.now = SENT + 9.0
+    assert repr(port).endswith(" not valid>")

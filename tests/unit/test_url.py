@@ -1,0 +1,98 @@
+"""From a URL to a connection: what is accepted, what is refused and how, and what is shown of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+from clusterports_redis._url import connection_arguments, place
+
+from clusterports.errors import ConfigurationError
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://store", {"host": "store"}),
+        ("valkey://store:7000/3", {"host": "store", "port": 7000, "db": 3}),
+        ("redis://:pw@store/0", {"host": "store", "password": "pw", "db": 0}),
+        ("redis://me:p%40w@store", {"username": "me", "password": "p@w"}),
+        ("redis://[::1]:7000", {"host": "::1", "port": 7000}),
+        ("redis://store?db=4", {"db": 4}),
+        ("redis://store?client_name=x", {"client_name": "x"}),
+        ("rediss://store", {"connection_class": redis.SSLConnection}),
+        ("valkeys://store", {"connection_class": redis.SSLConnection}),
+        ("unix:///run/s.sock", {"path": "/run/s.sock", "connection_class": redis.UnixDomainSocketConnection}),
+        ("valkey+unix:///run/s.sock?db=2", {"path": "/run/s.sock", "db": 2}),
+        ("unix://me:pw@/run/s.sock", {"username": "me", "password": "pw", "path": "/run/s.sock"}),
+    ],
+)
+def test_accepted(url: str, expected: dict[str, Any]) -> None:
+    """All spellings of a store's place, with user, password, database and redis-py's options."""
+    arguments = connection_arguments(url, 2.5)
+    assert expected == {key: arguments.get(key) for key in expected}
+
+
+@pytest.mark.parametrize("url", ["redis://store", "rediss://store", "unix:///run/s.sock"])
+def test_always(url: str) -> None:
+    """Every connection has a limit in time and answers in text."""
+    arguments = connection_arguments(url, 2.5)
+    expected = {"socket_timeout": 2.5, "socket_connect_timeout": 2.5, "decode_responses": True, "protocol": 3}
+    assert expected == {key: arguments[key] for key in expected}
+
+
+def test_own_timeouts() -> None:
+    """Who sets a limit in the URL gets that one."""
+    arguments = connection_arguments("redis://store?socket_timeout=0.25&socket_connect_timeout=1", 2.5)
+    assert (0.25, 1.0) == (arguments["socket_timeout"], arguments["socket_connect_timeout"])
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        (f"redis://:{SECRET}@store:70000/0", "Port out of range"),
+        (f"redis://:{SECRET}@store:abc/0", "Port could not be cast"),
+        (f"redis://:{SECRET}@store:0/0", "port 0 is not in 1-65535"),
+        (f"redis://:{SECRET}@[::1/0", "Invalid IPv6 URL"),
+        (f"redis://:{SECRET}@store/zero", "database 'zero' is not a number"),
+        (f"redis://:{SECRET}@store/-1", "database '-1' is not a number"),
+        (f"redis://:{SECRET}@store/0/1", "database '0/1' is not a number"),
+        (f"redis://:{SECRET}@store/²", "database '²' is not a number"),
+        (f"redis://:{SECRET}@store/0?socket_timeout=soon", "socket_timeout"),
+        (f"redis://:{SECRET}@store/0?db=first", "db"),
+        (f"redis://:{SECRET}@store/0?decode_responses=no", "option 'decode_responses' cannot be set here"),
+        (f"redis://:{SECRET}@store/0?protocol=2", "option 'protocol' cannot be set here"),
+        (f"redis://:{SECRET}@store/0?retry_on_timeout=yes", "option 'retry_on_timeout' cannot be set here"),
+        (f"redis://:{SECRET}@store/0?retry_on_error=x", "option 'retry_on_error' cannot be set here"),
+        (f"unix://:{SECRET}@", "names no socket"),
+    ],
+)
+def test_refused(url: str, part: str) -> None:
+    """A URL that cannot work is refused before anything is contacted: names the key and the fault, not the password."""
+    with pytest.raises(ConfigurationError) as caught:
+        connection_arguments(url, 2.5)
+    message = str(caught.value)
+    assert message.startswith("url: ")
+    assert part in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://store:6379/0", "redis://store:6379/0"),
+        (f"redis://:{SECRET}@store:6379/0", "redis://store:6379/0"),
+        (f"redis://me:{SECRET}@store/0?password={SECRET}", "redis://store/0"),
+        (f"redis://me:{SECRET}@store/0#{SECRET}", "redis://store/0"),
+        (f"redis://me:@{SECRET}@store/0", "redis://store/0"),
+        (f"unix://me:{SECRET}@/run/s.sock?db=1", "unix:///run/s.sock"),
+        (f"redis://me:{SECRET}/@store/0", "redis://store/0"),
+        (f"redis://me:{SECRET}?{SECRET}@store/0", "redis://store/0"),
+    ],
+)
+def test_place(url: str, expected: str) -> None:
+    """What is shown of a URL is where the store is: no user, no password, whatever the password contains."""
+    assert expected == place(url)
