@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["AsyncEvent", "AsyncLock", "AsyncWorker", "Event", "Lock", "Worker"]
 
@@ -16,13 +17,16 @@ AsyncLock = asyncio.Lock
 
 
 class Event:
-    """Set once; can be waited for with a limit in seconds."""
+    """Can be waited for with a limit in seconds; whether it was set then."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def set(self) -> None:
         self._event.set()
+
+    def clear(self) -> None:
+        self._event.clear()
 
     def wait(self, seconds: float) -> bool:
         return self._event.wait(seconds)
@@ -35,6 +39,9 @@ class AsyncEvent:
     def set(self) -> None:
         self._event.set()
 
+    def clear(self) -> None:
+        self._event.clear()
+
     async def wait(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
@@ -44,14 +51,20 @@ class AsyncEvent:
 
 
 class Worker:
-    """A function in the background."""
+    """A function in the background. ``ensure`` starts it again if it has died, and may be called by any thread."""
 
     def __init__(self, function: Callable[[], None], name: str) -> None:
-        self._thread = threading.Thread(target=function, name=name, daemon=True)
+        self._function = function
+        self._name = name
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._function, name=self._name, daemon=True)
         self._thread.start()
 
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def ensure(self) -> None:
+        if not self._thread.is_alive():
+            self._start()
 
     def join(self) -> None:
         if self._thread is not threading.current_thread():
@@ -59,14 +72,22 @@ class Worker:
 
 
 class AsyncWorker:
-    def __init__(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        async def run() -> None:
-            await function()
+    def __init__(self, function: Callable[[], Coroutine[object, object, None]], name: str) -> None:
+        self._function = function
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._start()
 
-        self._task = asyncio.get_running_loop().create_task(run(), name=name)
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._function(), name=self._name)
 
-    def alive(self) -> bool:
-        return not self._task.done()
+    def _restart(self) -> None:
+        if self._task.done():
+            self._start()
+
+    def ensure(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing can run there any more
+            self._loop.call_soon_threadsafe(self._restart)
 
     async def join(self) -> None:
         if self._task is not asyncio.current_task():

@@ -24,9 +24,19 @@ __all__ = ["HeldPort", "HostLease", "Process", "State"]
 MARGIN: Final = 0.1
 """The share of the TTL by which we stop before the store does."""
 
+ABANDONED_AT_ONCE: Final = 100
+"""How many abandoned requests one heartbeat undoes; more follow with the next."""
+
 State: TypeAlias = Literal["live", "jeopardy", "lost"]
 
-monotonic = time.monotonic
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def monotonic() -> float:
+        """Seconds that never step and, unlike CLOCK_MONOTONIC, go on while the machine is suspended."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:
+    monotonic = time.monotonic
 
 
 class Process:
@@ -45,16 +55,19 @@ os.register_at_fork(after_in_child=Process.forked)
 class HostLease:
     """The lease of this process on one space. Used by several threads.
 
-    ``until``: the local deadline, on the monotonic clock. A request number is *open* while its outcome is
+    ``until``: the local deadline, on the monotonic clock; ``strict``: passing it is a loss. A request number is *open* while its outcome is
     awaited, and *abandoned* when nobody waits any more but the store may have carried it out: the next
     heartbeat undoes it.
     """
 
-    def __init__(self, space: str, host: str, holder: Holder, ttl: float, sent_at: float) -> None:
+    def __init__(
+        self, space: str, host: str, holder: Holder, ttl: float, sent_at: float, *, strict: bool = False
+    ) -> None:
         self.space = space
         self.host = host
         self.holder = holder
         self.ttl = ttl
+        self.strict = strict
         self.state: State = "live"
         self.reason: Literal["revoked", "deadline"] = "revoked"  # of a loss
         self.until = sent_at + ttl * (1 - MARGIN)
@@ -90,25 +103,28 @@ class HostLease:
 
     def renewal(self) -> Renewal:
         with self._lock:
-            floor = min(self._open, default=self._last + 1)
-            return Renewal(self.space, self.holder, floor, tuple(sorted(self._abandoned)))
+            abandoned = sorted(self._abandoned)
+            told, untold = abandoned[:ABANDONED_AT_ONCE], abandoned[ABANDONED_AT_ONCE:]
+            floor = min([*self._open, *untold[:1]], default=self._last + 1)
+            return Renewal(self.space, self.holder, floor, tuple(told))
 
     # ---------------------------------------------------------------- time
 
     def renewed(self, renewal: Renewal, sent_at: float) -> None:
         with self._lock:
             self._abandoned.difference_update(renewal.abandoned)
-            if self.state != "lost":
+            if self.state != "lost" and not (self.strict and monotonic() >= self.until):
                 self.until = max(self.until, sent_at + self.ttl * (1 - MARGIN))
-                self.state = "live"
+                if monotonic() < self.until:  # one that was sent too long ago rescues nothing
+                    self.state = "live"
 
-    def overdue(self, now: float, *, strict: bool = False) -> bool:
-        """Note that the deadline has passed; True the first time."""
+    def overdue(self, now: float) -> bool:
+        """Note that the deadline has passed, which is a loss if strict; True the first time."""
         with self._lock:
             if self.state != "live" or now < self.until:
                 return False
             self.state = "jeopardy"
-            if strict:
+            if self.strict:
                 self.state, self.reason = "lost", "deadline"
             return True
 
@@ -119,7 +135,11 @@ class HostLease:
             return was != "lost"
 
     def reliable(self) -> bool:
-        return self.state != "lost" and monotonic() < self.until and self._forks == Process.forks
+        return self.state != "lost" and monotonic() < self.until and self.ours()
+
+    def ours(self) -> bool:
+        """False in a forked child."""
+        return self._forks == Process.forks
 
 
 class HeldPort:

@@ -65,6 +65,9 @@ class _Lease:
 
     __slots__ = ("done", "expires", "floor", "id", "incarnation", "instance", "nominal", "ports", "token", "ttl")
 
+    nominal: int
+    expires: int
+
     def __init__(self, id: int, instance: str) -> None:
         self.id = id
         self.instance = instance
@@ -75,7 +78,7 @@ class _Lease:
         self.token = token
         self.ttl = ttl
         self.floor = 1
-        self.done: dict[int, Granted | None] = {}  # None: abandoned
+        self.done: dict[int, Granted | None] = {}  # None: answered with Full, or abandoned
 
     def settle(self, floor: int) -> None:
         if floor > self.floor:
@@ -139,7 +142,7 @@ class Space:
             self._prolong(lease)
         elif lease.token != token:
             if lease.incarnation != supersede:
-                return Occupied(lease.incarnation)
+                return Occupied(lease.incarnation, lease.token)
             lease.begin(self._next_fence(now), token, ttl)
             self._prolong(lease)
         return Opened(lease.id, lease.incarnation, len(lease.ports))
@@ -167,6 +170,8 @@ class Space:
             if missing:
                 for other, port in picked:
                     self._taken[other.protocol][port] = 0
+                lease.settle(request.floor)
+                lease.done[number] = None  # so that a late copy of this request is not granted
                 return Full(index, self._explicit(now, ask), backlog)
 
         fence = self._next_fence(now, len(picked))
@@ -303,7 +308,7 @@ class Space:
 
     def _next_due(self, limit: int) -> Iterator[str]:
         """The first names that are due, in order of time, then of name. They stay due."""
-        found = []
+        found: list[tuple[int, str]] = []
         while limit and self._heap and self._heap[0][0] <= self._clock:
             entry = heapq.heappop(self._heap)
             if self._due.get(entry[1]) == entry[0] and (not found or entry != found[-1]):

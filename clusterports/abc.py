@@ -120,9 +120,10 @@ class Opened(NamedTuple):
 
 
 class Occupied(NamedTuple):
-    """Another process holds a live lease under this instance name, in this incarnation."""
+    """A process that named itself with this token holds a live lease under this instance name."""
 
     incarnation: int
+    token: str
 
 
 class Granted(NamedTuple):
@@ -174,7 +175,7 @@ class Gone(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """The request with this number was settled or abandoned by its caller before. Nothing was done."""
+    """The request with this number was settled before, or abandoned by its caller. Nothing was done."""
 
     number: int
 
@@ -256,8 +257,8 @@ class Backend(ABC):
     ) -> Granted | Full | Gone | Stale:
         """Give all of the asks, or nothing.
 
-        A request number that was granted before is answered with the same ports; one below the lease's floor,
-        or abandoned, is `Stale`.
+        A request number that was granted before is answered with the same ports; one that was answered `Full`,
+        was abandoned, or is below the lease's floor is `Stale`: begin again with a new number.
         """
 
     @abstractmethod

@@ -79,19 +79,19 @@ def redis7(_redis7: servers.ServerStore) -> servers.ServerStore:
 @pytest.fixture(params=["fakeredis", "valkey", "redis7"])
 def redis_store(request: pytest.FixtureRequest) -> servers.RedisStore:
     """Each store that speaks Redis, empty."""
-    return _store(request)
+    return _store(request)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=["memory", "fakeredis", "valkey", "redis7"])
 def store(request: pytest.FixtureRequest) -> servers.Store:
     """Each store, empty."""
-    return _store(request)
+    return _store(request)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=["valkey", "redis7"])
 def server(request: pytest.FixtureRequest) -> servers.ServerStore:
     """Each real server, empty."""
-    return _store(request)
+    return _store(request)  # type: ignore[no-any-return]
 
 
 def _store(request: pytest.FixtureRequest) -> Any:

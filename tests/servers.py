@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import fakeredis
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from clusterports_memory import AsyncMemoryBackend, MemoryBackend
 from clusterports_memory import Store as MemorySpaces
 from clusterports_redis import AsyncRedisBackend, RedisBackend
@@ -152,19 +155,17 @@ class FakeRedisStore(RedisStore):
 
 
 class ServerStore(RedisStore):
-    url: str
-
     def __init__(self, name: str, url: str) -> None:
         self.name = name
-        self.url = url
+        self.url: str | None = url
         self.client = redis.Redis.from_url(url)
         self.flush()
 
     def connect(self, *, virtual: bool = False) -> RedisBackend:
-        return RedisBackend.connect(self.url, scripts=self.scripts(virtual))
+        return RedisBackend.connect(self.url or "", scripts=self.scripts(virtual))
 
     def connect_async(self, *, virtual: bool = False) -> AsyncRedisBackend:
-        return AsyncRedisBackend.connect(self.url, scripts=self.scripts(virtual))
+        return AsyncRedisBackend.connect(self.url or "", scripts=self.scripts(virtual))
 
 
 def find_valkey() -> str:
@@ -213,10 +214,10 @@ def running(binary: str, *args: str) -> Iterator[str]:
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
     deadline = time.monotonic() + 10
-    with redis.Redis("127.0.0.1", port, retry=None) as client:
+    with redis.Redis("127.0.0.1", port, retry=Retry(NoBackoff(), 0)) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                return client.info("server")["process_id"] == process.pid
+                return bool(client.info("server")["process_id"] == process.pid)
             except redis.ConnectionError:
                 time.sleep(0.02)
     return False

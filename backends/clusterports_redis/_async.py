@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as redis_errors
@@ -14,7 +16,7 @@ from clusterports.abc import AsyncBackend, Capability, Gone, Released
 from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
 
 from . import _wire as wire
-from ._failures import Fate, Unreached, fate, not_known, refuses_flags, translate, unavailable
+from ._failures import Fate, Unreached, fate, not_known, points_elsewhere, refuses_flags, translate, unavailable
 from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
@@ -41,8 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncRedisBackend"]
 
+logger = logging.getLogger("clusterports")
+
 _BATCH: Final = 250
 """How many requests travel together."""
+
+_IDLE: Final = 64
+"""How many connections wait for the next call; a burst may use more for a moment."""
 
 
 class OwnConnections:
@@ -61,6 +68,7 @@ class OwnConnections:
         self._class = arguments.pop("connection_class", Connection)
         self._arguments = arguments
         self._idle: deque[Any] = deque()
+        self._closed = False
         self._pid = os.getpid()
         try:
             self._class(**arguments)
@@ -72,13 +80,13 @@ class OwnConnections:
         try:
             await connection.send_command(*command)
             reply = await connection.read_response()
-        except redis_errors.ResponseError:
-            self._idle.append(connection)
+        except redis_errors.ResponseError as error:
+            await self._put_back(connection, error)
             raise
         except BaseException:
             await self._discard(connection)
             raise
-        self._idle.append(connection)
+        await self._put_back(connection)
         return reply
 
     async def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -95,12 +103,12 @@ class OwnConnections:
         except BaseException:
             await self._discard(connection)
             raise
-        self._idle.append(connection)
+        await self._put_back(connection, *(reply for reply in replies if isinstance(reply, BaseException)))
         return replies
 
     async def close(self) -> None:
-        while self._idle:
-            await self._idle.pop().disconnect()
+        self._closed = True
+        await self._drop_idle()
 
     async def _take(self) -> Any:
         if self._pid != os.getpid():  # the parent goes on using its sockets
@@ -122,14 +130,34 @@ class OwnConnections:
     async def _discard(self, connection: Any) -> None:
         """Close it, and the idle ones with it: they go to the same server and most likely share its fate."""
         await connection.disconnect(nowait=True)
-        while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+        await self._drop_idle()
+
+    async def _put_back(self, connection: Any, *errors: BaseException) -> None:
+        """Keep it for the next call, unless it leads to a server that is no longer the right one."""
+        if self._closed or len(self._idle) >= _IDLE or any(points_elsewhere(error) for error in errors):
+            await connection.disconnect(nowait=True)
+        else:
+            self._idle.append(connection)
+
+    async def _drop_idle(self) -> None:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # empty, or emptied by another thread
+                return
+            await connection.disconnect(nowait=True)
 
 
 class CallersClient:
     """A redis client that the caller made (also fakeredis). Whatever it retries is harmless here."""
 
     def __init__(self, client: Any) -> None:
+        execute = getattr(client, "execute_command", None)
+        wanted = iscoroutinefunction(execute)  # async-only
+        # sync-only: wanted = execute is not None and not iscoroutinefunction(execute)
+        if not wanted:
+            library = "redis.asyncio"
+            raise ConfigurationError(f"client: must be a redis client of {library}, got {type(client).__name__}")
         self.where = "the client that was passed in"
         self._client = client
 
@@ -166,7 +194,6 @@ class AsyncRedisBackend(AsyncBackend):
         self._link = connections
         self._timeout = timeout
         self._scripts = scripts
-        self._indexed: set[str] = set()
 
     @classmethod
     def connect(
@@ -179,9 +206,10 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
         reply = await self._run("open", space, wire.open_args(instance, token, ttl, supersede))
-        if space not in self._indexed:
+        try:
             await self._call("SADD", wire.SPACES, space)
-            self._indexed.add(space)
+        except BackendError as error:  # the index serves status only; the lease is ours
+            logger.warning("the index of spaces was not updated: %s", error)
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     async def acquire(

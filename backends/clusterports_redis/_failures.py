@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Final
 
@@ -9,7 +10,7 @@ from redis import exceptions as redis_errors
 
 from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
 
-__all__ = ["Fate", "Unreached", "fate", "not_known", "refuses_flags", "translate", "unavailable"]
+__all__ = ["Fate", "Unreached", "fate", "not_known", "points_elsewhere", "refuses_flags", "translate", "unavailable"]
 
 
 class Fate(Enum):
@@ -32,6 +33,11 @@ _LATER: Final = frozenset(
     ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "NOSCRIPT", "READONLY", "TRYAGAIN")
 )
 """The server refused before the script ran, and may accept soon. Any other error reply is for good."""
+
+_FORBIDDEN_IN_SCRIPT: Final = ("ACL failure in script", "The user executing the script can't")
+"""How Valkey and Redis 7.0 say it; newer ones say NOPERM."""
+
+_WHERE_IN_SCRIPT: Final = re.compile(r" script: ([0-9a-f]+, )?on @user_script:\d+\.?$")
 
 _NO_LOGIN: Final = ("NOAUTH", "WRONGPASS", "NOPERM")
 
@@ -62,7 +68,12 @@ def refuses_flags(error: BaseException) -> bool:
 
 def not_known(error: object) -> bool:
     """The server has to be sent the script itself."""
-    return isinstance(error, redis_errors.NoScriptError) or isinstance(error, Exception) and refuses_flags(error)
+    return isinstance(error, redis_errors.NoScriptError) or (isinstance(error, Exception) and refuses_flags(error))
+
+
+def points_elsewhere(error: BaseException) -> bool:
+    """The server is no longer the one to talk to; a new connection may find the one that is."""
+    return code(error) in ("READONLY", "MASTERDOWN", "CLUSTERDOWN")
 
 
 def fate(error: BaseException) -> Fate:
@@ -79,13 +90,15 @@ def fate(error: BaseException) -> Fate:
 def translate(error: BaseException, where: str) -> BackendError:
     """The error for a fate of FATAL."""
     inner = error.cause if isinstance(error, Unreached) else error
-    said = " ".join(str(inner).split())
+    said = _WHERE_IN_SCRIPT.sub("", " ".join(str(inner).split()))
     if "CPSCHEMA " in said:
         version = said.split("CPSCHEMA ", 1)[1].split(" ", 1)[0]
         return IncompatibleSchema(f"The data at {where} has schema {version}; this clusterports knows schema 1 only")
     if "CPDAMAGED " in said:
-        what = said.split("CPDAMAGED ", 1)[1].split(" script:", 1)[0]
+        what = said.split("CPDAMAGED ", 1)[1]
         return BackendError(f"The data at {where} is damaged, so nothing is allocated there: {what}")
+    if said.startswith(_FORBIDDEN_IN_SCRIPT):
+        return BackendError(f"The store at {where} forbids this user what is needed: {said}")
     match code(inner):
         case "NOAUTH" | "WRONGPASS":
             return BackendError(f"The store at {where} refuses the login: {said}")

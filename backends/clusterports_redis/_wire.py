@@ -171,7 +171,7 @@ _REPLIES: Final = {
     "GONE": lambda reply: Gone(reply[1]),
     "STALE": lambda reply: Stale(int(reply[1])),
     "OPENED": lambda reply: Opened(int(reply[1]), int(reply[2]), int(reply[3])),
-    "OCCUPIED": lambda reply: Occupied(int(reply[1])),
+    "OCCUPIED": lambda reply: Occupied(int(reply[1]), reply[2]),
     "HELD": _held,
 }
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from datetime import UTC, datetime
+from itertools import count as count_from
 from secrets import token_hex
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clusterports._acompat import AsyncEvent, AsyncLock, AsyncWorker
 from clusterports._backends import connect_async
 from clusterports._lease import HeldPort, HostLease, Process, monotonic
-from clusterports._names import check_name, check_text, default_host, default_instance, host_space, space_host
+from clusterports._names import check_name, default_host, default_instance, host_space, space_host
 from clusterports._requests import Ranges
-from clusterports._watchdog import Watchdog
-from clusterports.abc import Full, Gone, Granted, Holder, Occupied, Opened, Port, Renewed, Stale
+from clusterports._watchdog import Callbacks, Watchdog
+from clusterports.abc import Full, Gone, Granted, Holder, Occupied, Port, Renewed
 from clusterports.errors import (
     BackendError,
     BackendUnavailable,
     ClusterPortsError,
-    ConfigurationError,
     LeaseLost,
     PortInUse,
     PortsExhausted,
@@ -59,6 +60,8 @@ class AsyncAllocation(HeldPort):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._lease.ours():  # a forked child leaves the block; the port is the parent's
+            return
         try:
             await self.release()
         except BackendUnavailable as error:
@@ -117,17 +120,21 @@ class AsyncPortAllocator:
         self._strict = given.strict
         self._on_lost = on_lost
         self._on_jeopardy = on_jeopardy
-        self._token = token_hex(8)
+        self._process = token_hex(8)
+        self._entered = count_from(1)
         self._leases: dict[str, HostLease] = {}
-        self._forfeited: dict[str, HostLease] = {}
+        self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by incarnation
+        self._incarnations: dict[str, int] = {}  # the last one that we had on each host
         self._superseded: set[str] = set()
         self._started = False
         self._closed = False
+        self._ended = False
         self._forks = Process.forks
         self._opening = AsyncLock()
-        self._stopping = AsyncEvent()
+        self._wake = AsyncEvent()
         self._heart: AsyncWorker | None = None
         self._watchdog = Watchdog(lambda: list(self._leases.values()), self._overdue)
+        self._callbacks = Callbacks()
 
     # ---------------------------------------------------------------- ports
 
@@ -180,7 +187,7 @@ class AsyncPortAllocator:
         :raises BackendError: the store is away or refuses. Nothing is held then.
         """
         ask = self._ranges.ask(range, port, count, protocol, owner, labels)
-        lease = self._leases.get(self.host if host is None else host)
+        lease = self._leases.get(self.host if host is None else host) if type(host) in (NoneType, str) else None
         if lease is None or self._forks != Process.forks:
             name = self.host if host is None else check_name("host", host)
             await self._start()
@@ -202,11 +209,11 @@ class AsyncPortAllocator:
         lease = allocation._lease
         self._check_process()
         port = Port(allocation.number, allocation.protocol, allocation.fence)
+        lease.unreleased[port.fence] = port  # first of all: from here on it is given back, whatever interrupts us
         allocation._released = True
         lease.ports.pop(port.fence, None)
         if lease.state == "lost":
             raise self._lost_error(lease, [allocation])
-        lease.unreleased[port.fence] = port
         reply = await self._backend.release(lease.space, lease.holder, (port,))
         lease.unreleased.pop(port.fence, None)
         if isinstance(reply, Gone):
@@ -244,24 +251,31 @@ class AsyncPortAllocator:
 
         :raises BackendError: the store is away; the ports are free when the lease has run out.
         """
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if self._forks == Process.forks:
-                self._stopping.set()
-                if self._heart is not None:
-                    await self._heart.join()
-                for lease in [*self._leases.values(), *self._forfeited.values()]:
-                    await self._leave(lease, release)
-        finally:
-            if self._forks == Process.forks:
-                for lease in self._leases.values():
-                    lease.lose()
-                self._watchdog.stop()
+        if self._forks != Process.forks:  # the parent's
+            self._closed = True
             self._leases.clear()
-            if self._own_backend:
-                await self._backend.close()
+            return
+        async with self._opening:  # a lease that is being opened comes first, and none after
+            self._closed = True
+        if self._ended:
+            return
+        self._wake.set()
+        if self._heart is not None:
+            await self._heart.join()
+        failed: BackendError | None = None
+        for lease in [*self._leases.values(), *self._forfeited.values()]:
+            try:
+                await self._leave(lease, release)
+            except BackendError as error:
+                failed = failed or error
+        self._ended = True
+        self._leases.clear()
+        self._watchdog.stop()
+        self._callbacks.stop()
+        if self._own_backend:
+            await self._backend.close()
+        if failed is not None:
+            raise failed
 
     async def detach(self) -> None:
         """End, but leave the leases: a process that comes back under this instance name in time finds its ports."""
@@ -298,16 +312,26 @@ class AsyncPortAllocator:
         if self._started:
             return
         async with self._opening:
-            if self._named:
+            self._check_process()
+            complete = True
+            if self._named and not self._started:
                 for space in await self._backend.spaces(self.instance):
-                    host = space_host(space)
-                    if host not in self._leases:
-                        lease = await self._enter(host)
-                        if lease.ports:
-                            self._keep(lease)
-                        else:  # it had run out: nothing to come back to
-                            await self._end(lease)
-            self._started = True
+                    try:
+                        await self._resume(space_host(space))
+                    except BackendUnavailable:
+                        raise
+                    except (BackendError, LeaseLost) as error:  # one bad host must not cost the others their leases
+                        logger.warning("not resumed: %s", error)
+                        complete = False
+            self._started = complete
+
+    async def _resume(self, host: str) -> None:
+        if host not in self._leases:
+            lease = await self._enter(host)
+            if lease.ports:
+                self._keep(lease)
+            else:  # it had run out: nothing to come back to
+                await self._end(lease)
 
     async def _open(self, host: str) -> HostLease:
         self._check_process()
@@ -322,32 +346,45 @@ class AsyncPortAllocator:
     async def _enter(self, host: str) -> HostLease:
         """Open or resume a lease. Nobody uses it before :meth:`_keep`."""
         if host in self._superseded:
-            raise LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
-        if host in self._forfeited:
-            await self._end(self._forfeited[host], quarantine=True)
-            self._forfeited.pop(host, None)
+            raise self._superseded_error(host)
+        for forfeited in [lease for lease in list(self._forfeited.values()) if lease.host == host]:
+            await self._forfeit(forfeited)
         space = host_space(host)
         ttl = round(self.ttl * 1_000_000)
         sent_at = monotonic()
-        supersede = 0
-        reply: Opened | Occupied = Occupied(0)
-        for _ in (1, 2, 3):
-            reply = await self._backend.open(space, self.instance, token=self._token, ttl=ttl, supersede=supersede)
-            if isinstance(reply, Opened):
-                break
-            supersede = reply.incarnation
-        if isinstance(reply, Occupied):
-            raise LeaseLost(f"Another process keeps taking over instance {self.instance!r} on host {host!r}")
-        lease = HostLease(space, host, Holder(self.instance, reply.lease, reply.incarnation), self.ttl, sent_at)
+        # Never the same token twice: the attempt before may have opened a lease whose time began then, not now.
+        token = f"{self._process}{next(self._entered):08x}"
+        reply = await self._backend.open(space, self.instance, token=token, ttl=ttl)
+        while isinstance(reply, Occupied):
+            if not reply.token.startswith(self._process) and (
+                self._superseded or reply.incarnation > self._incarnations.get(host, reply.incarnation)
+            ):
+                self._superseded.add(host)
+                raise self._superseded_error(host)
+            seen = reply.incarnation
+            sent_at = monotonic()
+            reply = await self._backend.open(space, self.instance, token=token, ttl=ttl, supersede=seen)
+            self._incarnations[host] = seen  # two that start at once: only one takes over from the other
+        self._incarnations[host] = reply.incarnation
+        holder = Holder(self.instance, reply.lease, reply.incarnation)
+        lease = HostLease(space, host, holder, self.ttl, sent_at, strict=self._strict)
         if reply.ports:
             await self._find_again(lease)
         return lease
 
+    def _superseded_error(self, host: str) -> LeaseLost:
+        return LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
+
+    async def _forfeit(self, lease: HostLease) -> None:
+        """End a lease that we gave up: its jobs may still be stopping, so its ports cool."""
+        await self._end(lease, quarantine=True)
+        self._forfeited.pop(lease.holder.incarnation, None)
+
     def _keep(self, lease: HostLease) -> None:
-        self._check_process()  # closed meanwhile?
         self._leases[lease.host] = lease
-        if self._heart is None or not self._heart.alive():
+        if self._heart is None:
             self._heart = AsyncWorker(self._beat, "clusterports-heartbeat")
+        self._heart.ensure()
         self._watchdog.start()
 
     async def _find_again(self, lease: HostLease) -> None:
@@ -389,23 +426,27 @@ class AsyncPortAllocator:
 
     def _overdue(self, lease: HostLease) -> None:
         """The local deadline has passed. Called by the watchdog."""
-        if not lease.overdue(monotonic(), strict=self._strict):
+        if not lease.overdue(monotonic()):
             return
+        if self._heart is not None:
+            self._heart.ensure()
         if self._strict:
-            self._leases.pop(lease.host, None)
-            self._forfeited[lease.host] = lease
-            self._tell_lost(lease)
+            self._forfeited[lease.holder.incarnation] = lease
+            if self._leases.get(lease.host) is lease:
+                del self._leases[lease.host]
+            if lease.ports:
+                self._tell_lost(lease)
         elif lease.ports:
             held = list(lease.ports.values())
             logger.warning("the lease on host %r is in jeopardy: %d ports", lease.host, len(held))
             if self._on_jeopardy is not None:
-                self._watchdog.call(self._on_jeopardy, held)
+                self._callbacks.call(self._on_jeopardy, held)
 
     def _tell_lost(self, lease: HostLease) -> None:
         error = self._lost_error(lease, list(lease.ports.values()))
         logger.error("%s", error)
         if self._on_lost is not None:
-            self._watchdog.call(self._on_lost, error)
+            self._callbacks.call(self._on_lost, error)
 
     def _lost_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
         why = "a newer process runs under this name" if lease.host in self._superseded else "it was not renewed in time"
@@ -420,23 +461,38 @@ class AsyncPortAllocator:
     async def _acquire(self, lease: HostLease, ask: Ask, port: int | None) -> list[AsyncAllocation]:
         reopened = False
         while True:
-            request = lease.begin()
+            number = 0
+            given: list[AsyncAllocation] = []
             try:
+                request = lease.begin()
+                number = request.number
                 reply = await self._backend.acquire(lease.space, lease.holder, request, (ask,))
+                if isinstance(reply, Granted):
+                    now = time.time()
+                    given.extend(
+                        self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports
+                    )
+                lease.settle(number)
             except BaseException as error:
                 if isinstance(error, BackendError) and not error.unknown:
-                    lease.settle(request.number)
-                else:
-                    lease.abandon(request.number)
+                    lease.settle(number)
+                else:  # it may have been carried out: undone by the heartbeat, which should come soon
+                    for allocation in given:
+                        lease.ports.pop(allocation.fence, None)
+                    lease.abandon(number)
+                    self._wake.set()
                 raise
-            lease.settle(request.number)
             if isinstance(reply, Granted):
-                now = time.time()
-                given = [self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports]
                 if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
                     raise self._lost_error(lease, list(given))
                 return given
-            if isinstance(reply, Full):
+            if isinstance(reply, Gone):
+                self._gone(lease, reply)
+                if reopened or reply.reason == "superseded":
+                    raise self._lost_error(lease, list(lease.ports.values()))
+                reopened = True
+                lease = await self._open(lease.host)
+            elif isinstance(reply, Full):
                 if reply.backlog:
                     while (await self._backend.reclaim(lease.space)).backlog:
                         pass
@@ -445,14 +501,7 @@ class AsyncPortAllocator:
                 else:
                     (first, last), *_ = ask.spans
                     raise PortsExhausted(ask.range, first, last, ask.count)
-            elif isinstance(reply, Stale):
-                raise BackendError(f"The store has settled request {reply.number} on host {lease.host!r} already")
-            else:
-                self._gone(lease, reply)
-                if reopened or reply.reason == "superseded":
-                    raise self._lost_error(lease, list(lease.ports.values()))
-                reopened = True
-                lease = await self._open(lease.host)
+            # Stale: the answer to an earlier copy of this request was lost on the way. It gave nothing; ask anew.
 
     def _allocation(
         self, lease: HostLease, port: Port, range: str, owner: str, labels: Mapping[str, str], acquired: float
@@ -467,10 +516,17 @@ class AsyncPortAllocator:
     async def _beat(self) -> None:
         interval = self.ttl / BEATS_PER_TTL
         pause = interval
-        while not await self._stopping.wait(pause):
+        while True:
+            await self._wake.wait(pause)
+            self._wake.clear()
+            if self._closed:
+                return
             started = monotonic()
             try:
                 healthy = await self._renew_all()
+            except BackendError as error:
+                logger.warning("no heartbeat: %s", error)
+                healthy = False
             except Exception:
                 logger.exception("the heartbeat failed; it goes on")
                 healthy = False
@@ -491,9 +547,8 @@ class AsyncPortAllocator:
             else:
                 healthy = False
                 logger.warning("no heartbeat on host %r: %s", lease.host, outcome)
-        for host, lease in list(self._forfeited.items()):
-            await self._end(lease, quarantine=True)
-            self._forfeited.pop(host, None)
+        for lease in list(self._forfeited.values()):
+            await self._forfeit(lease)
         self._watchdog.start()
         return healthy
 

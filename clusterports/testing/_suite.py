@@ -280,11 +280,11 @@ class _Conformance:
         assert before == world.settled()
 
     def test_open_occupied(self, world: _World) -> None:
-        """Another process is told the incarnation, and changes nothing."""
+        """Another process is told who has the lease in which incarnation, and changes nothing."""
         one = world.open()
         one.take(ask())
         before = world.settled()
-        occupied = exact(Occupied(one.holder.incarnation))
+        occupied = exact(Occupied(one.holder.incarnation, "a"))
         assert occupied == exact(world.try_open(token="b"))
         assert occupied == exact(world.try_open(token="b", supersede=one.holder.incarnation + 1))
         assert before == world.settled()
@@ -323,7 +323,7 @@ class _Conformance:
         """An open or a take-over that comes late does not take the lease from the newer incarnation."""
         old = world.open()
         new = world.open(token="b", supersede=old.holder.incarnation)
-        occupied = exact(Occupied(new.holder.incarnation))
+        occupied = exact(Occupied(new.holder.incarnation, "b"))
         assert occupied == exact(world.try_open())
         assert occupied == exact(world.try_open(supersede=old.holder.incarnation))
         assert exact(Renewed(False)) == exact(new.renew())
@@ -395,6 +395,13 @@ class _Conformance:
         assert exact(Full(0, None, False)) == exact(one.ask(asked))
         assert [30] == numbers(one.take(asked._replace(count=1)))
 
+    def test_overlapping_spans(self, world: _World) -> None:
+        """Where spans of one ask overlap, no number is given twice."""
+        asked = Ask("backup", ((11, 12), (10, 14), (12, 12)), 5)
+        one = world.open()
+        assert exact(Full(0, None, False)) == exact(one.ask(asked._replace(count=6)))
+        assert [11, 12, 10, 13, 14] == numbers(one.take(asked))
+
     def test_all_or_nothing(self, world: _World) -> None:
         """When one ask of several cannot be met, its index is told and nothing is given."""
         one = world.open()
@@ -453,12 +460,13 @@ class _Conformance:
         assert 5 == len(world.view().ports)
 
     def test_repeated_after_refusal(self, world: _World) -> None:
-        """A request that found nothing is not settled by that."""
+        """A request that found nothing is stale from then on, so a late copy is not granted; a new one may be."""
         one = world.open()
         (port,) = one.take(ask(10, 10))
         assert isinstance(one.ask(ask(10, 10), number=2, floor=2), Full)
         one.release(port)
-        assert isinstance(one.ask(ask(10, 10), number=2, floor=2), Granted)
+        assert exact(Stale(2)) == exact(one.ask(ask(10, 10), number=2, floor=2))
+        assert isinstance(one.ask(ask(10, 10), number=3, floor=2), Granted)
 
     def test_stale(self, world: _World) -> None:
         """A request below the floor is refused, whether or not it was carried out, by acquire or heartbeat."""
@@ -804,7 +812,8 @@ class _Conformance:
         calls = [("open", (world.space, "one", f"{i:02x}")) for i in range(8)]
         replies = self.together(world.store, calls)
         (opened,) = [reply for reply in replies if isinstance(reply, Opened)]
-        assert [exact(Occupied(opened.incarnation))] * 7 == [exact(r) for r in replies if not isinstance(r, Opened)]
+        occupied = Occupied(opened.incarnation, f"{replies.index(opened):02x}")
+        assert [exact(occupied)] * 7 == [exact(reply) for reply in replies if not isinstance(reply, Opened)]
 
     def test_two_objects(self, world: _World, other: _World) -> None:
         """What one backend object does, another one on the same store sees and respects."""
@@ -813,7 +822,7 @@ class _Conformance:
         assert isinstance(two.ask(ask(10, 10)), Full)
         assert world.settled() == other.settled()
         assert world.space in other.store.spaces("one")
-        assert exact(Occupied(one.holder.incarnation)) == exact(other.try_open("one", "b"))
+        assert exact(Occupied(one.holder.incarnation, "a")) == exact(other.try_open("one", "b"))
         new = other.open("one", "b", supersede=one.holder.incarnation)
         assert exact(SUPERSEDED) == exact(one.release(*ports))
         assert exact(Released(1)) == exact(new.release(*ports))

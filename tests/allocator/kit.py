@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -182,7 +183,9 @@ def _close(self: Flaky) -> Any:
     return self.inner.close()
 
 
-_SYNC: Final[Any] = type("FlakyBackend", (Flaky, Backend), {step: _blocking(step) for step in STEPS} | {"close": _close})
+_SYNC: Final[Any] = type(
+    "FlakyBackend", (Flaky, Backend), {step: _blocking(step) for step in STEPS} | {"close": _close}
+)
 _ASYNC: Final[Any] = type(
     "AsyncFlakyBackend", (Flaky, AsyncBackend), {step: _awaiting(step) for step in STEPS} | {"close": _close}
 )
@@ -199,7 +202,7 @@ class Kit:
 
     def __init__(self, kind: str, store: servers.Store) -> None:
         self.kind = kind
-        self.store = store
+        self.store: Any = store
         self._allocators: list[Any] = []
         self._backends: list[Any] = []
 
@@ -248,9 +251,7 @@ class Kit:
             if isinstance(allocator._backend, Flaky):
                 allocator._backend.back()
         for allocator in self._allocators:
-            try:
+            with suppress(BackendError):  # the test took the store away
                 await result(allocator.close())
-            except BackendError:  # the test took the store away
-                pass
         for backend in self._backends:
             await result(backend.close())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis.asyncio
 from allocator.kit import HOST, Kit, eventually
 
 from clusterports import PortRange
@@ -44,14 +46,12 @@ async def test_acquire(server: servers.ServerStore, memory: servers.MemoryStore,
     """However far an acquire came: what its caller did not get is free again after the next heartbeat."""
     kit = Kit("async", memory if through == "flaky" else server)
     arguments: dict[str, Any] = {"ranges": [RANGE], "ttl": 2}
+    client = redis.asyncio.Redis.from_url(str(server.url))
     if through == "flaky":
         ports = kit.allocator(backend=kit.flaky(), **arguments)
     elif through == "own connections":
         ports = kit.allocator(server.url, **arguments)
     else:
-        import redis.asyncio
-
-        client = redis.asyncio.Redis.from_url(server.url)
         ports = kit.allocator(client=client, **arguments)
     got, cut = [], 0
     for steps in range(60):
@@ -72,8 +72,7 @@ async def test_acquire(server: servers.ServerStore, memory: servers.MemoryStore,
     await eventually(True, same)
     assert sorted(got) == await known_to(ports)
     await kit.finish()
-    if through == "caller's client":
-        await client.aclose()
+    await client.aclose()
 
 
 @pytest.mark.parametrize("through", ["flaky", "own connections"])
@@ -96,6 +95,10 @@ async def test_release(server: servers.ServerStore, memory: servers.MemoryStore,
     await kit.finish()
 
 
+def count_valid(ports: list[Any]) -> int:
+    return sum(port.valid for port in ports)
+
+
 @pytest.mark.parametrize("call", ["close", "detach"])
 async def test_end(server: servers.ServerStore, call: str) -> None:
     """However far the end of an allocator came, afterwards nothing of it is valid, and no task or lock is left."""
@@ -103,9 +106,9 @@ async def test_end(server: servers.ServerStore, call: str) -> None:
     before = asyncio.all_tasks()
     for steps in range(1, 40, 3):
         ports = kit.allocator(server.url, ranges=[RANGE], ttl=0.5)
-        held = await ports.acquire("r", count=70)
+        held: Any = await ports.acquire("r", count=70)
         await cancelled_after(steps, getattr(ports, call)())
-        await eventually([], lambda: [port for port in held if port.valid])
+        await eventually(0, partial(count_valid, held))
     await eventually(before, asyncio.all_tasks)
     await kit.finish()
 

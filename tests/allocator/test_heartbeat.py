@@ -43,7 +43,7 @@ async def test_jeopardy(memory_kit: Kit, how: str) -> None:
     assert [held] == await jeopardy.wait()
     assert [False, False] == [port.valid for port in held]
     assert deadline <= jeopardy.at[0]
-    assert ["clusterports-watchdog"] == jeopardy.threads
+    assert ["clusterports-callbacks"] == jeopardy.threads
 
     flaky.back()
     await eventually([True, True], lambda: [port.valid for port in held])
@@ -93,7 +93,7 @@ async def test_strict(memory_kit: Kit, how: str) -> None:
     fail(flaky, how)
     (error,) = await lost.wait()
     assert (LeaseLost, "deadline", [held]) == (type(error), error.reason, error.allocations)
-    assert ["clusterports-watchdog"] == lost.threads
+    assert ["clusterports-callbacks"] == lost.threads
 
     flaky.back()
     with pytest.raises(LeaseLost) as refused:
@@ -117,15 +117,19 @@ async def test_strict_ports_are_given_back(memory_kit: Kit) -> None:
 
 
 async def test_blocked_event_loop(memory: Any) -> None:
-    """Nothing that blocks the event loop keeps a task from knowing: its port is invalid and the callback has been called."""
+    """While the event loop is blocked, the deadline is noticed all the same: invalid, and the callback is called."""
     from allocator.kit import Kit
 
     kit = Kit("async", memory)
     jeopardy = Told()
-    ports = kit.allocator(ttl=SHORT, on_jeopardy=jeopardy)
-    held = await ports.acquire("backup")
     called = threading.Event()
-    ports._on_jeopardy = lambda what: (jeopardy(what), called.set())
+
+    def on_jeopardy(what: Any) -> None:
+        jeopardy(what)
+        called.set()
+
+    ports = kit.allocator(ttl=SHORT, on_jeopardy=on_jeopardy)
+    held = await ports.acquire("backup")
     began = time.monotonic()
     assert called.wait(PATIENCE)  # blocks the loop: no heartbeat can be sent
     assert (False, [[held]]) == (held.valid, jeopardy.what)
@@ -343,5 +347,3 @@ async def test_hosts_are_lost_one_by_one(memory_kit: Kit) -> None:
     with pytest.raises(LeaseLost):
         await result(ports.acquire("backup", host="a"))
     assert 10810 == int(await result(ports.acquire("backup", host="b")))
-
-

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ASKS: list[tuple[dict[str, Any], type[ClusterPortsError], list[str]]] = [
     ({"range": "backups"}, ConfigurationError, ["range", "'backups'", "backup, many", "did you mean 'backup'?"]),
-    ({"range": "b\x1b[0m"}, ConfigurationError, ["range", r"'b\\x1b[0m'", "backup, many"]),
+    ({"range": "b\x1b[0m"}, ConfigurationError, ["range", r"'b\x1b[0m'", "backup, many"]),
     ({"range": ""}, ConfigurationError, ["range", "''", "backup, many"]),
     ({"range": None}, ConfigurationError, ["range", "None", "backup, many"]),
     ({"port": 10808}, ImpossibleRequest, ["port: 10808", "'backup' (10809-10810)"]),
@@ -96,7 +96,7 @@ MAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({"ttl": "soon"}, ["ttl", "0.1 to 3600", "got 'soon'"]),
     ({"ttl": True}, ["ttl", "0.1 to 3600", "got True"]),
     ({"host": ""}, ["host", "1 to 255 bytes", "''"]),
-    ({"host": "a\x1b[0m"}, ["host", "control characters", r"'a\\x1b[0m'"]),
+    ({"host": "a\x1b[0m"}, ["host", "control characters", r"'a\x1b[0m'"]),
     ({"instance": ""}, ["instance", "1 to 255 bytes", "''"]),
     ({"instance": "x" * 256}, ["instance", "1 to 255 bytes", "xxx"]),
     ({"url": ""}, ["url", "redis://host", "''"]),

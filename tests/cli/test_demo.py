@@ -51,7 +51,7 @@ def test_on_a_given_server_nothing_stays(command: Command, valkey: servers.Serve
     with PortAllocator(valkey.url, host="kvm-02", instance="mgr-2a") as ports:
         port = ports.acquire("backup", owner="not of the demo")
         before = sorted(valkey.client.keys())
-        done = command("demo", "--url", valkey.url)
+        done = command("demo", "--url", command.environment["CLUSTERPORTS_URL"])
         assert done.returncode == 0, done.stdout + done.stderr
         assert port.valid
         assert before == sorted(valkey.client.keys())

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import servers
-from clusterports_memory import MemoryBackend
-from clusterports_memory import Store as MemorySpaces
 
 from clusterports._space import GRAIN, MAX_GAP, Space
 from clusterports.abc import (
@@ -38,7 +36,8 @@ from clusterports.abc import (
     Stale,
 )
 from clusterports.errors import BackendError
-from clusterports.testing import exact
+from clusterports_memory import MemoryBackend
+from clusterports_memory import Store as MemorySpaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 CI: Final = os.environ.get("CI") == "true"
 STEPS: Final = 700 if CI else 250
-SEEDS: Final = range(8 if CI else 2)
+SEEDS: Final = range(5 if CI else 2)
 SPACES: Final = ("host:a", "host:b%7D")
 INSTANCES: Final = ("one", "}x{ \n\x1b[0m", "drei\u4e2d")
 SECOND: Final = 1_000_000
@@ -85,8 +84,8 @@ def generate(seed: int, steps: int) -> list[Step]:
             spans: tuple[tuple[int, int], ...] = ((first, first + rng.choice((0, 0, 3, 8))),)
             count = rng.choice((1, 1, 1, 2, 5))
             kind = rng.random()
-            if kind < 0.16:
-                spans, count = ((1000, 1400),), rng.choice((64, 65, 150, 300, 300))
+            if kind < 0.07:
+                spans, count = ((1000, 1199),), rng.choice((65, 130, 190))
             elif kind < 0.2:
                 spans = (*spans, (rng.randrange(1, 20), 20), (65534, 65535))
             made.append(
@@ -102,25 +101,39 @@ def generate(seed: int, steps: int) -> list[Step]:
             )
         return tuple(made)
 
-    makers: list[tuple[int, Callable[[], Step]]] = [
-        (10, lambda: ("open", number(), number(), rng.randrange(3), rng.choice("001"), rng.choice("nnps"))),
-        (30, lambda: ("acquire", number(), rng.choice("nnnnnnrrf"), number(), rng.choice("aaat"), asks())),
-        (16, lambda: ("release", number(), rng.choice("mmmmx"), some(4), rng.choice((0, 0, 0, 0, 1, -1)))),
-        (
-            16,
-            lambda: (
-                "renew",
-                tuple((number(), rng.choice("aaat"), some(2)) for _ in range(rng.choice((0, 1, 1, 1, 2)))),
-            ),
-        ),
-        (5, lambda: ("close", number(), rng.random() < 0.4, rng.choice((1, 1, 2, 9)))),
-        (6, lambda: ("reclaim", number(), rng.choice((1, 1, 3, 12)))),
-        (3, lambda: ("held", number(), number())),
-        (1, lambda: ("spaces", number())),
-        (25, lambda: ("time", rng.choice(TIMES[: rng.choice((11,) * 10 + (17, len(TIMES)))]))),
+    def open_lease() -> list[Step]:
+        return [("open", number(), number(), rng.randrange(3), rng.choice("001"), rng.choice("nnps"))]
+
+    def acquire(asked: tuple[Ask, ...]) -> list[Step]:
+        return [("acquire", number(), rng.choice("nnnnnnrrf"), number(), rng.choice("aaat"), asked)]
+
+    def renewal() -> tuple[int, str, tuple[int, ...]]:
+        return number(), rng.choice("aaat"), some(2)
+
+    def death() -> list[Step]:
+        """A holder of many ports that does not renew, beside one that is still there when it runs out."""
+        many = Ask("backup", ((1000, 1199),), rng.choice((130, 190)), quarantine=rng.choice((0, 15 * SECOND)))
+        rest: list[Step] = [("time", 10 * SECOND), ("reclaim", 0, 1), ("time", 10 * SECOND)]
+        later = [*open_lease(), ("time", 10 * SECOND + GRAIN), *acquire((many._replace(count=201),))]
+        return [*open_lease(), *acquire((many,)), *rest, *later]
+
+    makers: list[tuple[int, Callable[[], list[Step]]]] = [
+        (10, open_lease),
+        (30, lambda: acquire(asks())),
+        (16, lambda: [("release", number(), rng.choice("mmmmx"), some(4), rng.choice((0, 0, 0, 0, 1, -1)))]),
+        (16, lambda: [("renew", tuple(renewal() for _ in range(rng.choice((0, 1, 1, 1, 2)))))]),
+        (5, lambda: [("close", number(), rng.random() < 0.4, rng.choice((1, 1, 2, 9)))]),
+        (6, lambda: [("reclaim", number(), rng.choice((1, 1, 3, 12)))]),
+        (3, lambda: [("held", number(), number())]),
+        (1, lambda: [("spaces", number())]),
+        (25, lambda: [("time", rng.choice(TIMES[: rng.choice((11,) * 10 + (17, len(TIMES)))]))]),
+        (1, death),
     ]
     weights = [weight for weight, _ in makers]
-    return [rng.choices(makers, weights)[0][1]() for _ in range(steps)]
+    made: list[Step] = []
+    while len(made) < steps:
+        made += rng.choices(makers, weights)[0][1]()
+    return made
 
 
 class Different(AssertionError):
@@ -173,10 +186,10 @@ class Player:
             self.learn(method, args, expected)
             if subject is not None:
                 actual = getattr(subject, method)(*args, **kwargs)
-                assert exact(expected) == exact(actual), f"reply: {actual}"
+                assert repr(expected) == repr(actual), f"reply: {actual}"
         if subject is not None:
             shown, expected = subject.read(SPACES), self.model.read(SPACES)
-            assert exact(expected) == exact(shown), f"read: {expected} != {shown}"
+            assert repr(expected) == repr(shown), f"read: {expected} != {shown}"
             self.check_keys()
 
     def learn(self, method: str, args: tuple[Any, ...], reply: Any) -> None:
@@ -270,7 +283,11 @@ class Player:
             expected_keys |= {"clusterports:1:spaces", state, tcp, udp}
             expected_keys |= ({due} if model._due else set()) | ({ports} if model._leases else set())
             pipe = client.pipeline(transaction=False)
-            pipe.hgetall(state).zrange(due, 0, -1, withscores=True).zrange(ports, 0, -1).get(tcp).get(udp)
+            pipe.hgetall(state)
+            pipe.zrange(due, 0, -1, withscores=True)
+            pipe.zrange(ports, 0, -1)
+            pipe.get(tcp)
+            pipe.get(udp)
             fields, its_due, members, *bits = pipe.execute()
             assert model._due == {item.decode(): int(at) for item, at in its_due}, "due"
             held = {f"{port.lease.id}/{name}" for name, port in model._ports.items() if port.until is None}
@@ -279,7 +296,7 @@ class Player:
             for protocol, bitmap in zip(("tcp", "udp"), bits, strict=True):
                 assert _bitmap(model, protocol) == bitmap, protocol
             self.check_state({field.decode(): value.decode() for field, value in fields.items()}, model, leases)
-        keys = {key.decode() for key in client.keys()}
+        keys = {key.decode() for key in client.scan_iter()}
         assert expected_keys == keys, "keys"
         pipe = client.pipeline(transaction=False)
         for key in sorted(keys):
@@ -331,7 +348,7 @@ def _done(record: str) -> list[int]:
 
 
 def shortest(
-    steps: list[Step], store: servers.RedisStore, seconds: float = 30.0
+    steps: list[Step], store: servers.RedisStore, seconds: float = 20.0
 ) -> tuple[list[Step], Different | None]:
     """Leave out what the failure does not need, as long as there is time."""
     deadline = time.monotonic() + seconds
@@ -356,11 +373,14 @@ def shortest(
 def test_same_as_the_state_machine(redis_store: servers.RedisStore, seed: int) -> None:
     """Every reply, everything visible and every key are those of the state machine, step by step."""
     steps = generate(seed, STEPS)
+    found = None
     try:
         Player(redis_store).play(steps)
     except Different as error:
-        few, shown = shortest(steps[: error.step + 1], redis_store)
-        pytest.fail(f"seed {seed}, step {error.step}: {shown or error}\nplay({few!r})", pytrace=False)
+        found = error
+    if found is not None:
+        few, shown = shortest(steps[: found.step + 1], redis_store)
+        pytest.fail(f"seed {seed}, step {found.step}: {shown or found}\nplay({few!r})", pytrace=False)
 
 
 def test_histories_reach_everything() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from clusterports_redis._failures import Fate, Unreached, fate, translate, unavailable
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
 
 from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
+from clusterports_redis._failures import Fate, Unreached, fate, translate, unavailable
 
 NOT_RUN, UNKNOWN, FATAL = Fate.NOT_RUN, Fate.UNKNOWN, Fate.FATAL
 
@@ -85,6 +85,8 @@ def test_connections(error: Exception, expected: Fate, unreached: Fate) -> None:
         ("NOAUTH Authentication required.", BackendError, ["refuses the login"]),
         ("WRONGPASS invalid username-password pair", BackendError, ["refuses the login", "username-password"]),
         ("NOPERM User a has no permissions to run the 'eval' command", BackendError, ["forbids", "'eval'"]),
+        ("ERR ACL failure in script: User a has no permissions to run the 'time' command", BackendError, ["forbids"]),
+        ("ERR The user executing the script can't run this command or subcommand", BackendError, ["forbids"]),
         ("OOM command not allowed when used memory > 'maxmemory'.", BackendError, ["out of memory", "maxmemory"]),
         ("CPSCHEMA 2", IncompatibleSchema, ["schema 2", "schema 1"]),
         ("CPSCHEMA 2 script: 0abc, on @user_script:30.", IncompatibleSchema, ["schema 2"]),
@@ -101,7 +103,7 @@ def test_translation(text: str, kind: type[BackendError], parts: list[str]) -> N
     message = str(error)
     assert [] == [part for part in [*parts, "redis://store:6379/0"] if part not in message]
     assert "\n" not in message
-    assert "script:" not in message
+    assert "user_script" not in message
 
 
 def test_translation_without_a_connection() -> None:

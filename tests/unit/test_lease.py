@@ -43,7 +43,8 @@ def test_deadline(lease: HostLease, clock: Clock) -> None:
     """A port may be relied upon until nine tenths of a TTL after the request was sent, and not a moment longer."""
     port = hold(lease)
     clock.now = SENT + 8.999
-    assert (True, 0.001) == (port.valid, pytest.approx(port.expires_in))
+    assert port.valid
+    assert pytest.approx(0.001) == port.expires_in
     clock.now = SENT + 9.0
     assert (False, 0.0) == (port.valid, port.expires_in)
 
@@ -81,11 +82,20 @@ def test_live_again(lease: HostLease, clock: Clock) -> None:
 
 def test_strict(lease: HostLease, clock: Clock) -> None:
     """Of a strict allocator the deadline ends the lease for good, whatever a late renewal says."""
+    lease.strict = True
     port = hold(lease)
-    assert lease.overdue(SENT + 9.0, strict=True)
+    assert lease.overdue(SENT + 9.0)
     lease.renewed(lease.renewal(), SENT + 8.9)
     clock.now = SENT + 9.1
     assert ("lost", False) == (lease.state, port.valid)
+
+
+def test_strict_is_not_revived(lease: HostLease, clock: Clock) -> None:
+    """A renewal that wins the race with the watchdog does not undo a strict deadline that has passed."""
+    lease.strict = True
+    clock.now = SENT + 9.0
+    lease.renewed(lease.renewal(), SENT + 8.9)
+    assert lease.overdue(clock.now)
 
 
 def test_lost_once(lease: HostLease, clock: Clock) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import redis
-from clusterports_redis._url import connection_arguments, place
 
 from clusterports.errors import ConfigurationError
+from clusterports_redis._url import connection_arguments, place
 
 SECRET = "s3cr3t"
 
@@ -53,8 +53,8 @@ def test_own_timeouts() -> None:
 @pytest.mark.parametrize(
     ("url", "part"),
     [
-        (f"redis://:{SECRET}@store:70000/0", "Port out of range"),
-        (f"redis://:{SECRET}@store:abc/0", "Port could not be cast"),
+        (f"redis://:{SECRET}@store:70000/0", "the port must be a number from 1 to 65535"),
+        (f"redis://:{SECRET}@store:abc/0", "the port must be a number from 1 to 65535"),
         (f"redis://:{SECRET}@store:0/0", "port 0 is not in 1-65535"),
         (f"redis://:{SECRET}@[::1/0", "Invalid IPv6 URL"),
         (f"redis://:{SECRET}@store/zero", "database 'zero' is not a number"),
@@ -68,6 +68,9 @@ def test_own_timeouts() -> None:
         (f"redis://:{SECRET}@store/0?retry_on_timeout=yes", "option 'retry_on_timeout' cannot be set here"),
         (f"redis://:{SECRET}@store/0?retry_on_error=x", "option 'retry_on_error' cannot be set here"),
         (f"unix://:{SECRET}@", "names no socket"),
+        (f"redis://:{SECRET}/{SECRET}@store", "percent-encode the password"),
+        (f"redis://:1234#{SECRET}@store/0", "percent-encode the password"),
+        (f"redis://store/0?password=a@{SECRET}", "percent-encode the password"),
     ],
 )
 def test_refused(url: str, part: str) -> None:
@@ -90,7 +93,7 @@ def test_refused(url: str, part: str) -> None:
         (f"redis://me:@{SECRET}@store/0", "redis://store/0"),
         (f"unix://me:{SECRET}@/run/s.sock?db=1", "unix:///run/s.sock"),
         (f"redis://me:{SECRET}/@store/0", "redis://store/0"),
-        (f"redis://me:{SECRET}?{SECRET}@store/0", "redis://store/0"),
+        (f"redis://me:{SECRET}?{SECRET}@store/0", "redis://..."),
     ],
 )
 def test_place(url: str, expected: str) -> None:

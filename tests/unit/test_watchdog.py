@@ -1,16 +1,15 @@
-"""The thread that watches deadlines: what it calls, in which thread, and that nothing keeps it from it."""
+"""The threads that watch deadlines and call the user's functions, and that nothing keeps them from it."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from clusterports._lease import HostLease
-from clusterports._watchdog import Watchdog
+from clusterports._lease import HostLease, monotonic
+from clusterports._watchdog import Callbacks, Watchdog
 from clusterports.abc import Holder
 
 if TYPE_CHECKING:
@@ -27,18 +26,33 @@ class Watched:
         self.leases: list[HostLease] = []
         self.told: list[tuple[HostLease, str]] = []
         self.tell = threading.Condition()
-        self.watchdog = Watchdog(lambda: list(self.leases), self.overdue)
+        self.watchdog = Watchdog(self.look, self.overdue)
+        self.looks = 0
+
+    def look(self) -> list[HostLease]:
+        with self.tell:
+            self.looks += 1
+            self.tell.notify()
+        return list(self.leases)
 
     def overdue(self, lease: HostLease) -> None:
-        if lease.overdue(time.monotonic()):
+        if lease.overdue(monotonic()):
             with self.tell:
                 self.told.append((lease, threading.current_thread().name))
                 self.tell.notify()
 
     def lease(self, seconds_left: float) -> HostLease:
-        lease = HostLease("host:a", "a", Holder("manager", 1, 1), 10.0, time.monotonic() - 9.0 + seconds_left)
+        lease = HostLease("host:a", "a", Holder("manager", 1, 1), 10.0, monotonic() - 9.0 + seconds_left)
         self.leases.append(lease)
         return lease
+
+    def look_again(self) -> None:
+        """Let it look at all leases, and wait until it has."""
+        with self.tell:
+            seen = self.looks
+        self.watchdog.start()
+        with self.tell:
+            assert self.tell.wait_for(lambda: self.looks > seen, PATIENCE)
 
     def wait(self, count: int) -> list[HostLease]:
         with self.tell:
@@ -59,10 +73,17 @@ def watchdog_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "clusterports-watchdog"]
 
 
-def finish(watchdog: Watchdog) -> None:
-    """Wait until everything asked for before was done."""
+@pytest.fixture
+def callbacks() -> Iterator[Callbacks]:
+    callbacks = Callbacks()
+    yield callbacks
+    callbacks.stop()
+
+
+def finish(callbacks: Callbacks) -> None:
+    """Wait until everything handed over before was done."""
     done = threading.Event()
-    watchdog.call(done.set)
+    callbacks.call(done.set)
     assert done.wait(PATIENCE)
 
 
@@ -71,7 +92,7 @@ def test_tells_at_the_deadline(watched: Watched) -> None:
     lease = watched.lease(0.1)
     watched.watchdog.start()
     assert [lease] == watched.wait(1)
-    assert time.monotonic() >= lease.until
+    assert monotonic() >= lease.until
     assert "clusterports-watchdog" == watched.told[0][1]
 
 
@@ -79,16 +100,14 @@ def test_tells_once(watched: Watched) -> None:
     """However often it looks, a deadline is told of once."""
     lease = watched.lease(-1.0)
     for _ in range(5):
-        watched.watchdog.start()
-        finish(watched.watchdog)
+        watched.look_again()
     assert [lease] == watched.wait(1)
 
 
 def test_a_lease_that_comes_later(watched: Watched) -> None:
     """It looks again when a lease has come, also one whose deadline is nearer than all others."""
     watched.lease(1000.0)
-    watched.watchdog.start()
-    finish(watched.watchdog)
+    watched.look_again()
     sooner = watched.lease(0.1)
     watched.watchdog.start()
     assert [sooner] == watched.wait(1)
@@ -99,9 +118,9 @@ def test_renewed_in_time(watched: Watched) -> None:
     renewed = watched.lease(0.2)
     other = watched.lease(0.4)
     watched.watchdog.start()
-    renewed.renewed(renewed.renewal(), time.monotonic() - 9.0 + 0.6)
+    renewed.renewed(renewed.renewal(), monotonic() - 9.0 + 0.6)
     assert [other, renewed] == watched.wait(2)
-    assert time.monotonic() >= renewed.until
+    assert monotonic() >= renewed.until
 
 
 def test_several(watched: Watched) -> None:
@@ -111,45 +130,58 @@ def test_several(watched: Watched) -> None:
     assert [soon, late] == watched.wait(2)
 
 
-def test_callback_that_fails(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_callback_that_fails(
+    callbacks: Callbacks, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
     """A user's function that raises is logged, and the next is called all the same."""
 
     def fail(*_: Any) -> None:
-        raise ValueError("broken by its author")
+        raise error("broken by its author")
 
     with caplog.at_level(logging.ERROR, "clusterports"):
-        watched.watchdog.call(fail, 1)
-        finish(watched.watchdog)
+        callbacks.call(fail, 1)
+        finish(callbacks)
     assert ["a callback failed"] == [record.message for record in caplog.records]
     assert "broken by its author" in caplog.text
 
 
-def test_calls_in_order(watched: Watched) -> None:
+def test_calls_in_order(callbacks: Callbacks) -> None:
     """Functions are called one after the other, in the order in which they were handed over."""
     calls: list[int] = []
     for number in range(20):
-        watched.watchdog.call(calls.append, number)
-    finish(watched.watchdog)
+        callbacks.call(calls.append, number)
+    finish(callbacks)
     assert list(range(20)) == calls
 
 
-def test_stop_finishes_what_is_due(watched: Watched) -> None:
+def test_slow_callback(watched: Watched, callbacks: Callbacks) -> None:
+    """A function that takes its time holds up no deadline."""
+    go = threading.Event()
+    callbacks.call(go.wait, PATIENCE)
+    lease = watched.lease(0.1)
+    watched.watchdog.start()
+    assert [lease] == watched.wait(1)
+    go.set()
+
+
+def test_stop_finishes_what_is_due(callbacks: Callbacks) -> None:
     """What was handed over before the stop is called, then the thread ends; the stop itself waits for nothing."""
     go = threading.Event()
     calls: list[int] = []
-    watched.watchdog.call(go.wait, PATIENCE)
-    watched.watchdog.call(calls.append, 1)
-    (thread,) = watchdog_threads()
-    watched.watchdog.stop()
+    callbacks.call(go.wait, PATIENCE)
+    callbacks.call(calls.append, 1)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "clusterports-callbacks"]
+    callbacks.stop()
     go.set()
     thread.join(PATIENCE)
     assert ([1], False) == (calls, thread.is_alive())
 
 
-def test_call_after_stop(watched: Watched) -> None:
+def test_call_after_stop(callbacks: Callbacks) -> None:
     """A loss that is found while it ends is told of all the same."""
-    watched.watchdog.stop()
-    finish(watched.watchdog)
+    callbacks.stop()
+    finish(callbacks)
 
 
 def test_stop_without_start() -> None:

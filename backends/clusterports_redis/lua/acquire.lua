@@ -21,7 +21,7 @@ if number <= highest or number < settled then
 end
 
 local names, asked = {}, {}
-local mine = ARGV[5] ~= '1' and {}
+local mine = (ARGV[5] ~= '1' or ARGV[10] ~= '1') and {}  -- spans and asks may overlap
 local at = 6
 for ask = 1, tonumber(ARGV[5]) do
   local protocol, missing = ARGV[at], tonumber(ARGV[at + 1])
@@ -48,7 +48,8 @@ for ask = 1, tonumber(ARGV[5]) do
       name = format('%s/%05d', protocol, ARGV[at + 5])
       record = call('HGET', STATE, name) or ''
     end
-    call('HSET', STATE, 'clock', clock, 'seen', seen)
+    done = rare().settle(done, floor, number) .. ';' .. ARGV[3] .. ' -'  -- so a late copy is not granted
+    call('HSET', STATE, 'clock', clock, 'seen', seen, 'done/' .. id, done)
     return {'FULL', ask - 1, backlog and 1 or 0, format('%.0f', clock), format('%.0f', now), name, record}
   end
   at = spans_end + 1
@@ -86,6 +87,7 @@ if #names == 1 then
        name, 'h ' .. id .. ' ' .. first_text .. ' ' .. since .. ' ' .. ARGV[8] .. ' ' .. ARGV[9])
 else
   local space = rare()
+  space.check_types()
   local members, fields = {}, {}
   for i, name in ipairs(names) do
     at = asked[i]

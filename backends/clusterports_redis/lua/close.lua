@@ -6,6 +6,7 @@
 -- ARGV  1 lease id  2 incarnation  3 'free' or 'cool'
 -- Returns {'CLOSED', 1 when ports are left} or {'GONE', reason}
 local space = rare()
+space.check_types()
 local members = space.held_by(id, STEP)
 if ARGV[3] == 'cool' then
   space.cool(id, members, clock)

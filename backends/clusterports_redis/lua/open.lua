@@ -4,7 +4,16 @@
 -- Open the lease of an instance, answer it again to the same process, or take it over.
 -- KEYS  see space.lua
 -- ARGV  1 instance  2 token  3 ttl  4 incarnation to supersede, 0: none
--- Returns {'OPENED', id, incarnation, ports held} or {'OCCUPIED', incarnation}
+-- Returns {'OPENED', id, incarnation, ports held} or {'OCCUPIED', incarnation, token}
+-- A command that this user may not run would fail in mid-script, with the writes before it done. So all that any
+-- operation writes with is tried here, where nothing is written yet (emulators have no acl_check_cmd).
+if redis.acl_check_cmd then
+  for _, command in ipairs({{'HSET', STATE, 'f', 'v'}, {'HDEL', STATE, 'f'}, {'ZADD', DUE, '0', 'm'}, {'ZREM', DUE, 'm'},
+                            {'ZADD', PORTS, '0', 'm'}, {'ZREM', PORTS, 'm'}, {'SETBIT', KEYS[4], '0', '0'},
+                            {'SETBIT', KEYS[5], '0', '0'}}) do
+    if not redis.acl_check_cmd(unpack(command)) then error('NOPERM this user has no permission for ' .. command[1], 0) end
+  end
+end
 local space = rare()
 local name, token, ttl = 'name/' .. ARGV[1], ARGV[2], tonumber(ARGV[3])
 if gap then
@@ -20,7 +29,7 @@ if not lease or lease.expires <= clock or lease.token ~= token then
   local fresh = not lease or lease.expires <= clock
   if not fresh and lease.incarnation ~= ARGV[4] then
     call('HSET', STATE, 'clock', clock, 'seen', seen)
-    return {'OCCUPIED', lease.incarnation}
+    return {'OCCUPIED', lease.incarnation, lease.token}
   end
   fence = math.max(fence + 1, now)
   local incarnation = format('%.0f', fence)

@@ -11,7 +11,12 @@ if #ARGV == 4 then
   local lease, its_fence = match(s[8] or '', '^h (%d+) (%d+) ')
   if lease == id and its_fence == ARGV[4] then
     call('ZREM', PORTS, id .. '/' .. name)
-    call('SETBIT', string.sub(name, 1, 3) == 'tcp' and KEYS[4] or KEYS[5], tonumber(string.sub(name, 5)), 0)
+    local bits = string.sub(name, 1, 3) == 'tcp' and KEYS[4] or KEYS[5]
+    local cleared = redis.pcall('SETBIT', bits, tonumber(string.sub(name, 5)), 0)
+    if type(cleared) == 'table' then  -- the one key whose type is not known yet
+      call('ZADD', PORTS, 0, id .. '/' .. name)
+      error(cleared.err, 0)
+    end
     call('HDEL', STATE, name)
     count = 1
   end
@@ -21,7 +26,9 @@ elseif #ARGV > 4 then
     names[#names + 1] = ARGV[i]
     fences[#names] = ARGV[i + 1]
   end
-  count = rare().free_held(id, names, fences, call('HMGET', STATE, unpack(names)))
+  local space = rare()
+  space.check_types()
+  count = space.free_held(id, names, fences, call('HMGET', STATE, unpack(names)))
 end
 if seen == now then call('HSET', STATE, 'clock', clock, 'seen', seen) end
 return {'RELEASED', count}

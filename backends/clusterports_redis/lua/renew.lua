@@ -7,11 +7,17 @@
 -- Returns {'RENEWED', backlog} or {'GONE', reason}
 local space = rare()
 local done = s[8] or space.damaged('done/' .. id)
-local highest = 0
+local floor, highest = match(done, '^(%d+) (%d+)')
+floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
+local abandoned = {}
 for i = 4, #ARGV do
-  local number = ARGV[i]
-  local entry = match(done, ';' .. number .. ' ([^;]*)')
-  if entry and entry ~= '-' then
+  abandoned[ARGV[i]] = true
+  highest = math.max(highest, tonumber(ARGV[i]))
+end
+local kept = {format('%.0f %.0f', floor, highest)}
+if #ARGV > 3 then space.check_types() end
+for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
+  if abandoned[number] and entry ~= '-' then
     local names, fences, records = {}, {}, {}
     local first, ports = match(entry, '^%d+ (%d+) (.*)$')
     for name in string.gmatch(ports, '%S+') do
@@ -20,10 +26,15 @@ for i = 4, #ARGV do
       records[#names] = call('HGET', STATE, name)
     end
     space.free_held(id, names, fences, records)
-    done = string.gsub(done, ';' .. number .. ' [^;]*', ';' .. number .. ' -')
-  elseif not entry and tonumber(number) >= tonumber(match(done, '^%d+')) then
-    done = done .. ';' .. number .. ' -'
-    highest = math.max(highest, tonumber(number))
+    entry = '-'
+  end
+  abandoned[number] = nil
+  if tonumber(number) >= floor then kept[#kept + 1] = number .. ' ' .. entry end
+end
+for i = 4, #ARGV do
+  if abandoned[ARGV[i]] and tonumber(ARGV[i]) >= floor then
+    abandoned[ARGV[i]] = nil
+    kept[#kept + 1] = ARGV[i] .. ' -'
   end
 end
 local lease = space.lease(record)
@@ -31,5 +42,5 @@ lease.nominal = clock + lease.ttl
 lease.expires = lease.nominal
 space.put_due('lease/' .. id, lease.expires)
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', next_due, 'lease/' .. id, space.record(lease),
-     'done/' .. id, space.settle(done, tonumber(ARGV[3]), highest))
+     'done/' .. id, table.concat(kept, ';'))
 return {'RENEWED', backlog and 1 or 0}

@@ -31,6 +31,14 @@ local function rare()
     error('CPDAMAGED ' .. what, 0)
   end
 
+  -- A key of a wrong type must be found before the first write, not between two.
+  function self.check_types()
+    call('STRLEN', KEYS[4])
+    call('STRLEN', KEYS[5])
+    call('ZCARD', PORTS)
+    call('ZCARD', DUE)
+  end
+
   -- What a state without the right schema means: no space yet, or not ours to touch.
   function self.unknown(schema)
     if schema then error('CPSCHEMA ' .. schema, 0) end
@@ -160,6 +168,7 @@ local function rare()
 
   -- The part of a visit that is seldom needed. Returns whether more is due.
   function self.visit(before, gap)
+    self.check_types()
     if min_ttl > 0 and gap * 3 > min_ttl then self.grace(before, gap) end
     local backlog = self.reclaim()
     local first = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')

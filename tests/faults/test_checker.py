@@ -1,0 +1,197 @@
+"""The judge is judged: histories that are made up, with one breach each, and their harmless neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from faults.checker import Event, Recorder, breaches, read, uses
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TTL = 2.0
+QUARANTINE = 1.0
+
+
+def event(client: str, what: Any, asked: float, answered: float | None = None, fence: int = 0, **more: Any) -> Event:
+    """One that took a tenth of a second unless said otherwise, of port 5 on host h."""
+    port: dict[str, Any] = {"host": "h", "number": 5} | more
+    return Event(client, what, asked, asked + 0.1 if answered is None else answered, fence=fence, **port)
+
+
+def judge(*events: Event) -> list[str]:
+    return breaches(events, ttl=TTL, quarantine=QUARANTINE)
+
+
+def test_a_quiet_life() -> None:
+    """One after the other, with growing fences, is as it should be."""
+    assert [] == judge(
+        event("a", "granted", 1.0, fence=1),
+        event("a", "released", 2.0, fence=1),
+        event("b", "granted", 2.0, fence=2),
+        event("b", "released", 3.0, fence=2),
+        event("a", "granted", 3.2, fence=3),
+    )
+
+
+def test_held_twice() -> None:
+    """Two that rely on one port at one moment are a breach."""
+    (breach,) = judge(
+        event("a", "granted", 1.0, fence=1),
+        event("b", "granted", 2.0, fence=2),
+        event("a", "released", 2.2, fence=1),
+    )
+    assert breach.startswith("5/tcp on h was held twice: by a with fence 1 from 1.100 to 2.200 (released), and by b")
+
+
+def test_held_twice_inside_a_longer_use() -> None:
+    """A short use inside a long one is found, and so is one that follows the short one."""
+    found = judge(
+        event("a", "granted", 1.0, fence=1),
+        event("b", "granted", 2.0, fence=2),
+        event("b", "released", 3.0, fence=2),
+        event("c", "granted", 4.0, fence=3),
+    )
+    assert 2 == len(found)
+
+
+def test_held_twice_by_one_client() -> None:
+    """Also when it is the same client."""
+    (breach,) = judge(event("a", "granted", 1.0, fence=1), event("a", "granted", 2.0, fence=2))
+    assert "held twice" in breach
+
+
+@pytest.mark.parametrize(
+    "second",
+    [{"host": "other"}, {"number": 6}, {"protocol": "udp"}],
+    ids=["another host", "another number", "another protocol"],
+)
+def test_not_the_same_port(second: dict[str, Any]) -> None:
+    """Ports that differ in anything are two ports."""
+    assert [] == judge(event("a", "granted", 1.0, fence=1), event("b", "granted", 2.0, fence=2, **second))
+
+
+def test_ends_that_touch() -> None:
+    """A grant that may have been made after the release is none, however long the two took."""
+    assert [] == judge(
+        event("a", "granted", 1.0, fence=1),
+        event("a", "released", 2.0, 4.0, fence=1),
+        event("b", "granted", 1.5, 2.5, fence=2),
+    )
+
+
+@pytest.mark.parametrize("what", ["jeopardy", "lost", "killed", "refused"])
+def test_what_ends_a_use(what: str) -> None:
+    """Who was warned, told of the loss, killed or refused relies on nothing any more."""
+    assert [] == judge(
+        event("a", "granted", 1.0, fence=1),
+        event("a", what, 2.0, fence=1),
+        event("b", "granted", 2.0, fence=2),
+    )
+
+
+def test_recovered() -> None:
+    """After a recovery the port is in use again, so nobody else may have it."""
+    warned = [event("a", "granted", 1.0, fence=1), event("a", "jeopardy", 2.0), event("a", "recovered", 3.0)]
+    assert [(1.1, 2.0), (3.1, float("inf"))] == [(use.since, use.until) for use in uses(warned)]
+    (breach,) = judge(*warned, event("b", "granted", 4.0, fence=2))
+    assert "held twice" in breach
+    between = (event("b", "granted", 2.5, fence=2), event("b", "released", 2.8, fence=2))
+    assert [] == judge(*warned, *between)
+
+
+def test_lost_never_recovers() -> None:
+    """What was lost in jeopardy does not come back with another host's recovery, or its own."""
+    assert [] == judge(
+        event("a", "granted", 1.0, fence=1),
+        event("a", "jeopardy", 2.0),
+        event("a", "lost", 2.5),
+        event("a", "recovered", 3.0),
+        event("b", "granted", 4.0, fence=2),
+    )
+
+
+def test_other_hosts_go_on() -> None:
+    """What befalls a client on one host does not end its uses elsewhere; without a host it is all of them."""
+    grants = [event("a", "granted", 1.0, fence=1), event("a", "granted", 1.0, fence=2, host="other")]
+    assert [2.0, float("inf")] == [use.until for use in uses([*grants, event("a", "lost", 2.0)])]
+    assert [2.0, 2.0] == [use.until for use in uses([*grants, event("a", "killed", 2.0, host="")])]
+
+
+def test_same_fence() -> None:
+    """One fence for two grants is a breach, at whatever time."""
+    found = judge(
+        event("a", "granted", 1.0, fence=7),
+        event("a", "released", 2.0, fence=7),
+        event("b", "granted", 3.0, fence=7, number=6),
+    )
+    assert ["fence 7 on h was given to a and to b"] == found
+
+
+def test_fence_went_back() -> None:
+    """Who asked after another had its answer must have the higher fence."""
+    (breach,) = judge(
+        event("a", "granted", 1.0, fence=9),
+        event("b", "granted", 1.2, fence=8, number=6),
+    )
+    assert "fences on h went back: b got 8 after 9 was given" == breach
+
+
+def test_fences_of_what_overlapped() -> None:
+    """Of two that were under way at once, either may have come first; and each host has its own."""
+    assert [] == judge(
+        event("a", "granted", 1.0, 2.0, fence=9),
+        event("b", "granted", 1.5, fence=8, number=6),
+        event("c", "granted", 3.0, fence=3, host="other"),
+    )
+
+
+def test_given_too_early() -> None:
+    """The port of a killed holder stays closed until TTL and quarantine after its last heartbeat are over."""
+    before = [
+        event("a", "granted", 1.0, fence=1),
+        event("a", "beat", 1.5),
+        event("a", "beat", 2.0),
+        event("a", "killed", 2.3, host=""),
+    ]
+    (breach,) = judge(*before, event("b", "granted", 4.7, fence=2))
+    assert "5/tcp on h of a, which was killed, was given to b 0.200 s too early" == breach
+    assert [] == judge(*before, event("b", "granted", 4.95, fence=2))
+    assert [] == judge(*before, event("b", "granted", 4.7, fence=2, number=6))
+
+
+def test_released_before_it_was_killed() -> None:
+    """What was released has no quarantine, whatever happened to its holder later."""
+    assert [] == judge(
+        event("a", "granted", 1.0, fence=1),
+        event("a", "beat", 2.0),
+        event("a", "released", 2.1, fence=1),
+        event("a", "killed", 2.3, host=""),
+        event("b", "granted", 2.4, fence=2),
+    )
+
+
+def test_released_by_a_stranger() -> None:
+    """Only the holder frees, and once."""
+    grant, release = event("a", "granted", 1.0, fence=1), event("a", "released", 2.0, fence=1)
+    assert ["b released 5/tcp on h that it did not hold"] == judge(grant, event("b", "released", 2.0, fence=1))
+    assert ["a released 5/tcp on h that it did not hold"] == judge(grant, release, event("a", "released", 3.0, fence=1))
+
+
+def test_files(tmp_path: Path) -> None:
+    """What was recorded is read again, without the line in which a process was killed; other damage is an error."""
+    path = tmp_path / "a.jsonl"
+    recorder = Recorder(path, "a")
+    recorder.write("granted", 1.0, 2.0, "h", 5, "udp", 7)
+    recorder.write("beat", 3.0, 4.0)
+    recorder.close()
+    expected = [Event("a", "granted", 1.0, 2.0, "h", 5, "udp", 7), Event("a", "beat", 3.0, 4.0)]
+    assert expected == read([path])
+    with path.open("a") as file:
+        file.write('{"client": "a", "ev')
+    assert expected == read([path])
+    with path.open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match="line 3: not an event"):
+        read([path])
