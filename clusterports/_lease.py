@@ -55,9 +55,9 @@ os.register_at_fork(after_in_child=Process.forked)
 class HostLease:
     """The lease of this process on one space. Used by several threads.
 
-    ``until``: the local deadline, on the monotonic clock; ``strict``: passing it is a loss. A request number is *open* while its outcome is
-    awaited, and *abandoned* when nobody waits any more but the store may have carried it out: the next
-    heartbeat undoes it.
+    ``until``: the local deadline, on the monotonic clock; ``strict``: passing it is a loss. A request number is
+    *open* while its outcome is awaited, and *abandoned* when nobody waits any more but the store may have carried
+    it out: the next heartbeat undoes it.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class HostLease:
         self.strict = strict
         self.state: State = "live"
         self.reason: Literal["revoked", "deadline"] = "revoked"  # of a loss
+        self.left = False  # given up by our own close
         self.until = sent_at + ttl * (1 - MARGIN)
         self.ports: dict[int, HeldPort] = {}  # by fence
         self.unreleased: dict[int, Port] = {}  # a release that did not reach the store; repeated with the heartbeat

@@ -73,11 +73,13 @@ class VirtualClock:
 
 
 class Store(ABC):
-    """``url``: None when only this process can reach the store."""
-
     name: str
-    url: str | None = None
     clock: VirtualClock
+
+    @property
+    def url(self) -> str | None:
+        """None when only this process can reach the store."""
+        return None
 
     @abstractmethod
     def connect(self, *, virtual: bool = False) -> Backend: ...
@@ -157,15 +159,19 @@ class FakeRedisStore(RedisStore):
 class ServerStore(RedisStore):
     def __init__(self, name: str, url: str) -> None:
         self.name = name
-        self.url: str | None = url
+        self._url = url
         self.client = redis.Redis.from_url(url)
         self.flush()
 
+    @property
+    def url(self) -> str:
+        return self._url
+
     def connect(self, *, virtual: bool = False) -> RedisBackend:
-        return RedisBackend.connect(self.url or "", scripts=self.scripts(virtual))
+        return RedisBackend.connect(self.url, scripts=self.scripts(virtual))
 
     def connect_async(self, *, virtual: bool = False) -> AsyncRedisBackend:
-        return AsyncRedisBackend.connect(self.url or "", scripts=self.scripts(virtual))
+        return AsyncRedisBackend.connect(self.url, scripts=self.scripts(virtual))
 
 
 def find_valkey() -> str:

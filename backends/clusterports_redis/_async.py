@@ -13,10 +13,20 @@ from redis.asyncio.connection import Connection
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from clusterports.abc import AsyncBackend, Capability, Gone, Released
-from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
+from clusterports.errors import BackendError, ConfigurationError
 
 from . import _wire as wire
-from ._failures import Fate, Unreached, fate, not_known, points_elsewhere, refuses_flags, translate, unavailable
+from ._failures import (
+    Fate,
+    Unreached,
+    fate,
+    not_known,
+    points_elsewhere,
+    refuses_flags,
+    too_old,
+    translate,
+    unavailable,
+)
 from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
@@ -120,11 +130,20 @@ class OwnConnections:
         connection = self._class(**self._arguments)
         try:
             await connection.connect()
+            await connection.send_command("HELLO")
+            try:
+                server = await connection.read_response()
+            except redis_errors.ResponseError:  # a user who may not ask: the first script will tell
+                server = {}
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, (redis_errors.RedisError, OSError)):
                 raise Unreached(error) from error
             raise
+        old = wire.old_version(server.get("version", ""))
+        if old:
+            await connection.disconnect(nowait=True)
+            raise too_old(old, self.where)
         return connection
 
     async def _discard(self, connection: Any) -> None:
@@ -134,7 +153,9 @@ class OwnConnections:
 
     async def _put_back(self, connection: Any, *errors: BaseException) -> None:
         """Keep it for the next call, unless it leads to a server that is no longer the right one."""
-        if self._closed or len(self._idle) >= _IDLE or any(points_elsewhere(error) for error in errors):
+        if any(points_elsewhere(error) for error in errors):
+            await self._discard(connection)
+        elif self._closed or len(self._idle) >= _IDLE:
             await connection.disconnect(nowait=True)
         else:
             self._idle.append(connection)
@@ -376,9 +397,7 @@ class AsyncRedisBackend(AsyncBackend):
                 return error
         version = await self._old_version()
         if version:
-            return IncompatibleSchema(
-                f"The server at {self._link.where} is {version}; Redis 7.0 or Valkey 7.2 is the oldest that will do"
-            )
+            return too_old(version, self._link.where)
         self._scripts = self._scripts.without_flags()
         return await self._eval(command)
 
@@ -390,8 +409,7 @@ class AsyncRedisBackend(AsyncBackend):
             return "older than Redis 7.0"
         except redis_errors.ResponseError:
             return ""
-        version = wire.server_version(info)
-        return f"Redis {version}" if version.split(".")[0].isdigit() and int(version.split(".")[0]) < 7 else ""
+        return wire.old_version(wire.server_version(info))
 
 
 def _own_class(connection_class: Any) -> Any:  # async-only

@@ -10,7 +10,17 @@ from redis import exceptions as redis_errors
 
 from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
 
-__all__ = ["Fate", "Unreached", "fate", "not_known", "points_elsewhere", "refuses_flags", "translate", "unavailable"]
+__all__ = [
+    "Fate",
+    "Unreached",
+    "fate",
+    "not_known",
+    "points_elsewhere",
+    "refuses_flags",
+    "too_old",
+    "translate",
+    "unavailable",
+]
 
 
 class Fate(Enum):
@@ -74,6 +84,10 @@ def not_known(error: object) -> bool:
 def points_elsewhere(error: BaseException) -> bool:
     """The server is no longer the one to talk to; a new connection may find the one that is."""
     return code(error) in ("READONLY", "MASTERDOWN", "CLUSTERDOWN")
+
+
+def too_old(server: str, where: str) -> IncompatibleSchema:
+    return IncompatibleSchema(f"The server at {where} is {server}; Redis 7.0 or Valkey 7.2 is the oldest that will do")
 
 
 def fate(error: BaseException) -> Fate:

@@ -15,10 +15,20 @@ from redis.connection import Connection
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from clusterports.abc import Backend, Capability, Gone, Released
-from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
+from clusterports.errors import BackendError, ConfigurationError
 
 from . import _wire as wire
-from ._failures import Fate, Unreached, fate, not_known, points_elsewhere, refuses_flags, translate, unavailable
+from ._failures import (
+    Fate,
+    Unreached,
+    fate,
+    not_known,
+    points_elsewhere,
+    refuses_flags,
+    too_old,
+    translate,
+    unavailable,
+)
 from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
@@ -120,11 +130,20 @@ class OwnConnections:
         connection = self._class(**self._arguments)
         try:
             connection.connect()
+            connection.send_command("HELLO")
+            try:
+                server = connection.read_response()
+            except redis_errors.ResponseError:  # a user who may not ask: the first script will tell
+                server = {}
         except BaseException as error:
             connection.disconnect()
             if isinstance(error, (redis_errors.RedisError, OSError)):
                 raise Unreached(error) from error
             raise
+        old = wire.old_version(server.get("version", ""))
+        if old:
+            connection.disconnect()
+            raise too_old(old, self.where)
         return connection
 
     def _discard(self, connection: Any) -> None:
@@ -134,7 +153,9 @@ class OwnConnections:
 
     def _put_back(self, connection: Any, *errors: BaseException) -> None:
         """Keep it for the next call, unless it leads to a server that is no longer the right one."""
-        if self._closed or len(self._idle) >= _IDLE or any(points_elsewhere(error) for error in errors):
+        if any(points_elsewhere(error) for error in errors):
+            self._discard(connection)
+        elif self._closed or len(self._idle) >= _IDLE:
             connection.disconnect()
         else:
             self._idle.append(connection)
@@ -375,9 +396,7 @@ class RedisBackend(Backend):
                 return error
         version = self._old_version()
         if version:
-            return IncompatibleSchema(
-                f"The server at {self._link.where} is {version}; Redis 7.0 or Valkey 7.2 is the oldest that will do"
-            )
+            return too_old(version, self._link.where)
         self._scripts = self._scripts.without_flags()
         return self._eval(command)
 
@@ -389,5 +408,4 @@ class RedisBackend(Backend):
             return "older than Redis 7.0"
         except redis_errors.ResponseError:
             return ""
-        version = wire.server_version(info)
-        return f"Redis {version}" if version.split(".")[0].isdigit() and int(version.split(".")[0]) < 7 else ""
+        return wire.old_version(wire.server_version(info))

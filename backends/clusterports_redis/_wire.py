@@ -65,6 +65,12 @@ def server_version(info: Any) -> str:
     return ""
 
 
+def old_version(version: str) -> str:
+    """What to call a server of this version if it is older than 7; else nothing."""
+    major = version.partition(".")[0]
+    return f"Redis {version}" if major.isdigit() and int(major) < 7 else ""
+
+
 # -------------------------------------------------------------------- requests
 
 

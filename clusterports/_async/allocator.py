@@ -127,6 +127,7 @@ class AsyncPortAllocator:
         self._incarnations: dict[str, int] = {}  # the last one that we had on each host
         self._superseded: set[str] = set()
         self._started = False
+        self._beating = False
         self._closed = False
         self._ended = False
         self._forks = Process.forks
@@ -332,6 +333,7 @@ class AsyncPortAllocator:
                 self._keep(lease)
             else:  # it had run out: nothing to come back to
                 await self._end(lease)
+                del self._incarnations[host]
 
     async def _open(self, host: str) -> HostLease:
         self._check_process()
@@ -356,9 +358,7 @@ class AsyncPortAllocator:
         token = f"{self._process}{next(self._entered):08x}"
         reply = await self._backend.open(space, self.instance, token=token, ttl=ttl)
         while isinstance(reply, Occupied):
-            if not reply.token.startswith(self._process) and (
-                self._superseded or reply.incarnation > self._incarnations.get(host, reply.incarnation)
-            ):
+            if await self._outdated(host, reply):
                 self._superseded.add(host)
                 raise self._superseded_error(host)
             seen = reply.incarnation
@@ -371,6 +371,17 @@ class AsyncPortAllocator:
         if reply.ports:
             await self._find_again(lease)
         return lease
+
+    async def _outdated(self, host: str, other: Occupied) -> bool:
+        """Whether the process that has the lease on this host is newer than we are, as far as one can tell."""
+        if other.token.startswith(self._process):
+            return False
+        if self._superseded or other.incarnation > self._incarnations.get(host, other.incarnation):
+            return True
+        if not self._started or not self._incarnations:
+            return False
+        await self._renew_all()  # it came after our start: is what was ours elsewhere still ours?
+        return bool(self._superseded) or not self._leases
 
     def _superseded_error(self, host: str) -> LeaseLost:
         return LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
@@ -401,11 +412,12 @@ class AsyncPortAllocator:
             more = page.more
 
     async def _leave(self, lease: HostLease, release: bool) -> None:
-        was_lost = not lease.lose()  # from here on its ports are not valid
+        if lease.lose():  # from here on its ports are not valid
+            lease.left = True
         if release:
             for port in lease.ports.values():
-                port._released = not was_lost
-            await self._end(lease, quarantine=was_lost)
+                port._released = lease.left
+            await self._end(lease, quarantine=not lease.left)
         elif lease.unreleased:
             await self._backend.release(lease.space, lease.holder, list(lease.unreleased.values()))
 
@@ -469,9 +481,7 @@ class AsyncPortAllocator:
                 reply = await self._backend.acquire(lease.space, lease.holder, request, (ask,))
                 if isinstance(reply, Granted):
                     now = time.time()
-                    given.extend(
-                        self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports
-                    )
+                    given.extend(self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports)
                 lease.settle(number)
             except BaseException as error:
                 if isinstance(error, BackendError) and not error.unknown:
@@ -515,7 +525,8 @@ class AsyncPortAllocator:
 
     async def _beat(self) -> None:
         interval = self.ttl / BEATS_PER_TTL
-        pause = interval
+        pause = 0.0 if self._beating else interval  # started again: the beat before has failed
+        self._beating = True
         while True:
             await self._wake.wait(pause)
             self._wake.clear()
@@ -541,6 +552,8 @@ class AsyncPortAllocator:
         for lease, renewal, outcome in zip(leases, renewals, outcomes, strict=True):
             if isinstance(outcome, Renewed):
                 lease.renewed(renewal, sent_at)
+                if lease.renewal().abandoned:  # more than one heartbeat may undo
+                    self._wake.set()
                 await self._catch_up(lease, backlog=outcome.backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
             elif isinstance(outcome, Gone):
                 self._gone(lease, outcome)

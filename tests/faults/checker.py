@@ -91,7 +91,7 @@ class Use:
     granted: Event
     since: float
     until: float = float("inf")
-    end: Kind | None = None
+    end: Kind | Literal["deadline"] | None = None
 
     def __str__(self) -> str:
         port = self.granted
@@ -158,12 +158,36 @@ def breaches(events: Iterable[Event], *, ttl: float, quarantine: float) -> list[
     ``ttl`` and ``quarantine`` are those of all clients, in seconds.
     """
     events = list(events)
+    beats: dict[str, list[Event]] = defaultdict(list)
+    for event in sorted(events, key=attrgetter("answered")):
+        if event.event == "beat":
+            beats[event.client].append(event)
+    relied = [part for use in uses(events) for part in _until_deadlines(use, beats[use.granted.client], ttl * 0.9)]
     return [
-        *_shared_ports(uses(events)),
+        *_shared_ports(relied),
         *_fences(events),
         *_too_early(events, ttl + quarantine),
         *_strangers(events),
     ]
+
+
+def _until_deadlines(use: Use, beats: list[Event], lasts: float) -> Iterator[Use]:
+    """H1: without a heartbeat the holder relies on nothing beyond its deadline, whether or not it can say so.
+
+    Somebody whose heartbeats were not recorded is taken to have none missed.
+    """
+    if not beats:
+        yield use
+        return
+    since, deadline = use.since, use.since + lasts
+    for beat in beats:
+        if since < beat.answered < use.until:
+            if beat.answered > deadline:
+                yield Use(use.granted, since, deadline, "deadline")
+                since = beat.answered
+            deadline = max(deadline, beat.asked + lasts)
+    if since < min(use.until, deadline):
+        yield Use(use.granted, since, min(use.until, deadline), use.end if use.until <= deadline else "deadline")
 
 
 def _shared_ports(all_uses: list[Use]) -> Iterator[str]:

@@ -138,7 +138,11 @@ class Manager:
         self.held.clear()
         return released
 
-    def do_told(self) -> list[str]:
+    def do_told(self, wait: str = "") -> list[str]:
+        """What it was told so far, or when this has been among it."""
+        deadline = time.monotonic() + 30
+        while wait and wait not in self.told and time.monotonic() < deadline:
+            time.sleep(0.005)
         return self.told
 
     def do_recovered(self) -> bool:

@@ -112,6 +112,21 @@ def test_lost_never_recovers() -> None:
     )
 
 
+def test_deadline() -> None:
+    """Who misses its heartbeats relies on nothing beyond its deadline, even if it was too fast asleep to say so."""
+    sleeper = [
+        event("a", "granted", 1.0, fence=1),
+        event("a", "beat", 1.5),
+        event("a", "beat", 2.0),
+        event("a", "refused", 9.0, fence=1),
+    ]
+    (breach,) = judge(*sleeper, event("b", "granted", 3.6, fence=2))
+    assert "a with fence 1 from 1.100 to 3.800 (deadline), and by b" in breach
+    assert [] == judge(*sleeper, event("b", "granted", 3.75, fence=2))
+    (breach,) = judge(*sleeper, event("a", "beat", 6.0), event("b", "granted", 7.0, fence=2))
+    assert "a with fence 1 from 6.100 to 7.800 (deadline), and by b" in breach
+
+
 def test_other_hosts_go_on() -> None:
     """What befalls a client on one host does not end its uses elsewhere; without a host it is all of them."""
     grants = [event("a", "granted", 1.0, fence=1), event("a", "granted", 1.0, fence=2, host="other")]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FULL = os.environ.get("CLUSTERPORTS_FULL") == "1" or os.environ.get("CI") == "true"
 
+SLACK = 1.0
+"""Seconds by which a busy machine may be late; half of what a lease is given after a silence."""
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -170,9 +173,7 @@ def test_kill(server: servers.ServerStore, start: Callable[..., Process], tmp_pa
     assert [] == breaches(events, ttl=ttl, quarantine=quarantine)
     assert first >= ttl + quarantine
     assert survivor.do("valid") == [True]
-    # A reclaim step each 64 ports, taken by whoever comes; the taker itself needs a round trip for each port.
-    assert last < ttl + quarantine + 0.3 + (given[-1] - given[0])
-    assert given[0] - beat.answered < ttl + quarantine + 0.3
+    assert given[0] - beat.answered < ttl + quarantine + SLACK
 
 
 @pytest.mark.timeout(120)
@@ -200,16 +201,17 @@ def test_kill_unattended(server: servers.ServerStore, start: Callable[..., Proce
     )
     early = [(at, left) for at, left in counts if left < 1000 and at < beat.asked + ttl + quarantine]
     assert [] == early
-    assert free < ttl + quarantine + ttl / 4 + 0.5
+    assert free < ttl + quarantine + ttl / 4 + SLACK
 
 
 @pytest.mark.timeout(120)
 def test_stopped_holder(server: servers.ServerStore, start: Callable[..., Process], tmp_path: Path) -> None:
     """A holder that was stopped longer than its TTL knows before it uses its port; its release is refused, harmless."""
-    settings = {"first": 5, "last": 5, "ttl": 1.0, "quarantine": 0.5}
+    settings = {"first": 5, "last": 6, "ttl": 1.0, "quarantine": 0.5}
     sleeper = start(server.url, "sleeper", **settings)
-    assert [5] == sleeper.do("acquire")
-    assert [True] == sleeper.do("valid")
+    assert [5, 6] == sleeper.do("acquire", count=2)
+    assert [True, True] == sleeper.do("valid")
+    time.sleep(0.5)  # some heartbeats
     other = start(server.url, "other", **settings)
     sleeper.signal(signal.SIGSTOP)
     stopped = time.monotonic()
@@ -221,8 +223,9 @@ def test_stopped_holder(server: servers.ServerStore, start: Callable[..., Proces
     sleeper.ask("valid")  # waits in the pipe: the first thing it does when it goes on
     sleeper.ask("release")
     sleeper.signal(signal.SIGCONT)
-    assert ([False], [False]) == (sleeper.answer(), sleeper.answer())
-    assert ([True], ["lost"]) == (other.do("valid"), [what for what in sleeper.do("told") if what == "lost"])
+    assert ([False, False], [False, False]) == (sleeper.answer(), sleeper.answer())
+    assert "lost" in sleeper.do("told", wait="lost")
+    assert [True] == other.do("valid")
     with PortAllocator(server.url) as look:
         (host,) = look.status().hosts
         held = [(port.number, port.instance) for port in host.ports]

@@ -45,17 +45,17 @@ if TYPE_CHECKING:
     from clusterports.abc import Backend
 
 CI: Final = os.environ.get("CI") == "true"
-STEPS: Final = 700 if CI else 250
-SEEDS: Final = range(5 if CI else 2)
+STEPS: Final = 1000 if CI else 500
+SEEDS: Final = range(6 if CI else 2)
 SPACES: Final = ("host:a", "host:b%7D")
 INSTANCES: Final = ("one", "}x{ \n\x1b[0m", "drei\u4e2d")
 SECOND: Final = 1_000_000
 DAY: Final = 86_400 * SECOND
 TTLS: Final = (3 * SECOND, 30 * SECOND, 31 * SECOND)
 TIMES: Final = (
-    *(0, 1, GRAIN - 1, GRAIN, 50_000, 50_000, SECOND, SECOND, SECOND, 5 * SECOND, 5 * SECOND),
+    *(0, 1, GRAIN - 1, GRAIN, 50_000, 50_000, SECOND, SECOND, SECOND, 5 * SECOND, 5 * SECOND, -SECOND),
     *(TTLS[1] // 3, TTLS[1] // 3 + 1, TTLS[0] - 1, TTLS[0], TTLS[1], TTLS[2] + 15 * SECOND),
-    *(100 * SECOND, MAX_GAP, MAX_GAP + SECOND, DAY, -1, -SECOND, -DAY),
+    *(100 * SECOND, MAX_GAP, MAX_GAP + SECOND, DAY, -1, -DAY),
 )
 
 Step = tuple[Any, ...]
@@ -111,11 +111,27 @@ def generate(seed: int, steps: int) -> list[Step]:
         return number(), rng.choice("aaat"), some(2)
 
     def death() -> list[Step]:
-        """A holder of many ports that does not renew, beside one that is still there when it runs out."""
-        many = Ask("backup", ((1000, 1199),), rng.choice((130, 190)), quarantine=rng.choice((0, 15 * SECOND)))
-        rest: list[Step] = [("time", 10 * SECOND), ("reclaim", 0, 1), ("time", 10 * SECOND)]
-        later = [*open_lease(), ("time", 10 * SECOND + GRAIN), *acquire((many._replace(count=201),))]
-        return [*open_lease(), *acquire((many,)), *rest, *later]
+        """A holder of many ports that does not renew, beside one that is still there when it runs out.
+
+        Then its name is used again, or there is a silence, while most of its ports are still to be reclaimed.
+        """
+        many = Ask("backup", ((2000, 2399),), rng.choice((130, 190)), quarantine=rng.choice((0, 15 * SECOND)))
+        dying: Step = ("open", number(), number(), rng.randrange(3, 99), "0", "p")
+        late = tuple((4 * back, "t", ()) for back in range(3))
+        rest: list[Step] = [
+            ("time", 10 * SECOND),
+            ("reclaim", 1, 1),
+            ("time", 10 * SECOND),
+            *open_lease(),
+            ("reclaim", 1, 1),
+        ]
+        end: list[Step] = [
+            ("time", 10 * SECOND + rng.choice((0, GRAIN))),
+            *acquire((many._replace(count=401),)),
+            ("renew", late),
+        ]
+        then: list[Step] = rng.choice(([dying, ("reclaim", 1, 3)], [("time", 20 * SECOND), ("reclaim", 1, 1)]))
+        return [dying, ("acquire", 1, "n", 0, "a", (many,)), *rest, *end, *then]
 
     makers: list[tuple[int, Callable[[], list[Step]]]] = [
         (10, open_lease),
@@ -126,8 +142,8 @@ def generate(seed: int, steps: int) -> list[Step]:
         (6, lambda: [("reclaim", number(), rng.choice((1, 1, 3, 12)))]),
         (3, lambda: [("held", number(), number())]),
         (1, lambda: [("spaces", number())]),
-        (25, lambda: [("time", rng.choice(TIMES[: rng.choice((11,) * 10 + (17, len(TIMES)))]))]),
-        (1, death),
+        (25, lambda: [("time", rng.choice(TIMES[: rng.choice((12,) * 10 + (18, len(TIMES)))]))]),
+        (2, death),
     ]
     weights = [weight for weight, _ in makers]
     made: list[Step] = []
@@ -348,7 +364,7 @@ def _done(record: str) -> list[int]:
 
 
 def shortest(
-    steps: list[Step], store: servers.RedisStore, seconds: float = 20.0
+    steps: list[Step], store: servers.RedisStore, seconds: float = 30.0
 ) -> tuple[list[Step], Different | None]:
     """Leave out what the failure does not need, as long as there is time."""
     deadline = time.monotonic() + seconds

@@ -80,6 +80,17 @@ def test_live_again(lease: HostLease, clock: Clock) -> None:
     assert [False, True] == [lease.overdue(SENT + at) for at in (27.9, 28.0)]
 
 
+def test_renewal_that_is_too_old(lease: HostLease, clock: Clock) -> None:
+    """A renewal that was so long on its way that its own deadline is over rescues nothing, and is not told twice."""
+    clock.now = SENT + 9.0
+    assert lease.overdue(clock.now)
+    clock.now = SENT + 15.0
+    lease.renewed(lease.renewal(), SENT + 5.0)
+    assert ("jeopardy", False) == (lease.state, lease.overdue(clock.now))
+    lease.renewed(lease.renewal(), SENT + 14.0)
+    assert ("live", SENT + 23.0) == (lease.state, lease.until)
+
+
 def test_strict(lease: HostLease, clock: Clock) -> None:
     """Of a strict allocator the deadline ends the lease for good, whatever a late renewal says."""
     lease.strict = True
@@ -87,7 +98,7 @@ def test_strict(lease: HostLease, clock: Clock) -> None:
     assert lease.overdue(SENT + 9.0)
     lease.renewed(lease.renewal(), SENT + 8.9)
     clock.now = SENT + 9.1
-    assert ("lost", False) == (lease.state, port.valid)
+    assert ("lost", "deadline", False) == (lease.state, lease.reason, port.valid)
 
 
 def test_strict_is_not_revived(lease: HostLease, clock: Clock) -> None:
@@ -172,6 +183,19 @@ def test_abandoned_while_a_heartbeat_travels(lease: HostLease) -> None:
     lease.abandon(2)
     lease.renewed(renewal, SENT + 1)
     assert Renewal("host:a", HOLDER, 3, (2,)) == lease.renewal()
+
+
+def test_many_abandoned(lease: HostLease) -> None:
+    """One heartbeat undoes a bounded number of requests, and settles nothing beyond them."""
+    for _ in range(250):
+        lease.abandon(lease.begin().number)
+    seen: list[int] = []
+    for floor in (101, 201, 251):
+        renewal = lease.renewal()
+        assert floor == renewal.floor
+        seen += renewal.abandoned
+        lease.renewed(renewal, SENT)
+    assert list(range(1, 251)) == seen
 
 
 def test_lost_lease_forgets_what_was_abandoned(lease: HostLease) -> None:

@@ -678,6 +678,14 @@ class TestExpiry:
         world.wait(GRAIN)
         assert EXPIRED == one.renew()
 
+    def test_lease_with_many_ports(self, world: World) -> None:
+        """The same holds for a lease whose ports take several visits to reclaim."""
+        one = world.open()
+        one.take(ask(1, 200, 200))
+        world.wait(TTL)
+        assert [one.holder.lease] == [lease.lease for lease in world.view().leases]
+        assert EXPIRED == one.renew()
+
     def test_only_heartbeat_prolongs(self, world: World) -> None:
         """An acquire or a release does not prolong the lease."""
         one = world.open()

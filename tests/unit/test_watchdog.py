@@ -123,6 +123,19 @@ def test_renewed_in_time(watched: Watched) -> None:
     assert monotonic() >= renewed.until
 
 
+def test_a_watchdog_that_died(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed by what it called is started again."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(watched.watchdog, "_leases", lambda: 1 // 0)
+    watched.watchdog.start()
+    for thread in watchdog_threads():
+        thread.join(PATIENCE)
+    monkeypatch.undo()
+    lease = watched.lease(0.0)
+    watched.watchdog.start()
+    assert [lease] == watched.wait(1)
+
+
 def test_several(watched: Watched) -> None:
     """Each lease has its own deadline."""
     late, soon = watched.lease(0.3), watched.lease(0.1)

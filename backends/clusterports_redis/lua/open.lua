@@ -6,11 +6,12 @@
 -- ARGV  1 instance  2 token  3 ttl  4 incarnation to supersede, 0: none
 -- Returns {'OPENED', id, incarnation, ports held} or {'OCCUPIED', incarnation, token}
 -- A command that this user may not run would fail in mid-script, with the writes before it done. So all that any
--- operation writes with is tried here, where nothing is written yet (emulators have no acl_check_cmd).
+-- operation runs after its first write is tried here, where nothing is written yet (emulators have no acl_check_cmd).
 if redis.acl_check_cmd then
   for _, command in ipairs({{'HSET', STATE, 'f', 'v'}, {'HDEL', STATE, 'f'}, {'ZADD', DUE, '0', 'm'}, {'ZREM', DUE, 'm'},
                             {'ZADD', PORTS, '0', 'm'}, {'ZREM', PORTS, 'm'}, {'SETBIT', KEYS[4], '0', '0'},
-                            {'SETBIT', KEYS[5], '0', '0'}}) do
+                            {'SETBIT', KEYS[5], '0', '0'}, {'ZLEXCOUNT', PORTS, '-', '+'}, {'ZRANGE', DUE, '0', '0'},
+                            {'HGET', STATE, 'f'}}) do
     if not redis.acl_check_cmd(unpack(command)) then error('NOPERM this user has no permission for ' .. command[1], 0) end
   end
 end
