@@ -244,7 +244,7 @@ class Backend(ABC):
     def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
         """Open the lease of an instance on a space, or resume it.
 
-        ``token`` names the calling process. Without a live lease under ``instance``, a new one is made. With
+        ``token`` names the calling process, in hexadecimal digits. Without a live lease under ``instance``, a new one is made. With
         one, and the same token: nothing changes, it is answered again. With another token: `Occupied`, unless
         ``supersede`` is that lease's incarnation: then the caller takes it over with all its ports as a newer
         incarnation, and the older one is refused from now on. So a late or repeated call never takes a lease
@@ -301,7 +301,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give up connections. Leases are not touched."""
+        """Give up connections; a second time does nothing. Leases are not touched."""
 
     def __enter__(self) -> Self:
         return self

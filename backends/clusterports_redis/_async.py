@@ -389,16 +389,17 @@ class AsyncRedisBackend(AsyncBackend):
         return replies
 
     async def _eval(self, command: Sequence[Any]) -> Any:
-        script = getattr(self._scripts, command[0])
+        scripts = self._scripts
         try:
-            return await self._link.call("EVAL", script.source, *command[1:])
+            return await self._link.call("EVAL", getattr(scripts, command[0]).source, *command[1:])
         except redis_errors.ResponseError as error:
-            if not refuses_flags(error) or not self._scripts.flags:
+            if not refuses_flags(error) or not scripts.flags:
                 return error
-        version = await self._old_version()
-        if version:
-            return too_old(version, self._link.where)
-        self._scripts = self._scripts.without_flags()
+        if self._scripts.flags:  # nobody has found out meanwhile
+            version = await self._old_version()
+            if version:
+                return too_old(version, self._link.where)
+            self._scripts = scripts.without_flags()
         return await self._eval(command)
 
     async def _old_version(self) -> str:

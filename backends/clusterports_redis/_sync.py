@@ -388,16 +388,17 @@ class RedisBackend(Backend):
         return replies
 
     def _eval(self, command: Sequence[Any]) -> Any:
-        script = getattr(self._scripts, command[0])
+        scripts = self._scripts
         try:
-            return self._link.call("EVAL", script.source, *command[1:])
+            return self._link.call("EVAL", getattr(scripts, command[0]).source, *command[1:])
         except redis_errors.ResponseError as error:
-            if not refuses_flags(error) or not self._scripts.flags:
+            if not refuses_flags(error) or not scripts.flags:
                 return error
-        version = self._old_version()
-        if version:
-            return too_old(version, self._link.where)
-        self._scripts = self._scripts.without_flags()
+        if self._scripts.flags:  # nobody has found out meanwhile
+            version = self._old_version()
+            if version:
+                return too_old(version, self._link.where)
+            self._scripts = scripts.without_flags()
         return self._eval(command)
 
     def _old_version(self) -> str:

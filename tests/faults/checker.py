@@ -13,15 +13,19 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["Event", "Kind", "Recorder", "Use", "breaches", "read", "uses"]
+__all__ = ["GRAIN", "Event", "Kind", "Recorder", "Use", "breaches", "read", "uses"]
 
 Kind = Literal["granted", "released", "refused", "jeopardy", "recovered", "lost", "beat", "killed"]
+
+
+GRAIN: Final = 0.001
+"""The store's clock moves in steps of a millisecond, so it may be behind by that much."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,7 @@ def _too_early(events: list[Event], closed: float) -> Iterator[str]:
         opens = beats[port.client] + closed
         for grant in grants:
             same = (grant.host, grant.protocol, grant.number) == (port.host, port.protocol, port.number)
-            if same and grant.fence > port.fence and grant.answered < opens:
+            if same and grant.fence > port.fence and grant.answered < opens - GRAIN:
                 early = opens - grant.answered
                 yield (
                     f"{port.number}/{port.protocol} on {port.host} of {port.client}, which was killed,"

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import servers
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from clusterports._space import GRAIN, MAX_GAP, Space
 from clusterports.abc import (
@@ -397,6 +400,33 @@ def test_same_as_the_state_machine(redis_store: servers.RedisStore, seed: int) -
     if found is not None:
         few, shown = shortest(steps[: found.step + 1], redis_store)
         pytest.fail(f"seed {seed}, step {found.step}: {shown or found}\nplay({few!r})", pytrace=False)
+
+
+class Histories(RuleBasedStateMachine):
+    """Hypothesis puts short histories one behind the other, and takes away those that a failure does not need."""
+
+    def __init__(self, store: servers.RedisStore) -> None:
+        super().__init__()
+        self.player = Player(store)
+
+    @rule(seed=st.integers(0, 2**32 - 1))
+    def ten_steps(self, seed: int) -> None:
+        self.player.play(generate(seed, 10))
+
+
+def test_stateful(redis_store: servers.RedisStore) -> None:
+    """The same with Hypothesis choosing: runs of at least 500 steps."""
+    run_state_machine_as_test(
+        lambda: Histories(redis_store),
+        settings=settings(
+            max_examples=5 if CI else 2,
+            stateful_step_count=60,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def test_histories_reach_everything() -> None:
