@@ -244,9 +244,9 @@ class Backend(ABC):
     def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
         """Open the lease of an instance on a space, or resume it.
 
-        ``token`` names the calling process, in hexadecimal digits. Without a live lease under ``instance``, a new one is made. With
-        one, and the same token: nothing changes, it is answered again. With another token: `Occupied`, unless
-        ``supersede`` is that lease's incarnation: then the caller takes it over with all its ports as a newer
+        ``token`` names the calling process, in hexadecimal digits. Without a live lease under ``instance``, a new
+        one is made. With one, and the same token: nothing changes, it is answered again. With another token:
+        `Occupied`, unless ``supersede`` is that lease's incarnation: then the caller takes it over with all its ports as a newer
         incarnation, and the older one is refused from now on. So a late or repeated call never takes a lease
         from anybody but the incarnation that its sender saw.
         """

@@ -75,7 +75,8 @@ class PortInUse(AllocationError):
     def __init__(self, host: str, holder: PortView) -> None:
         who = f"held by instance {holder.instance!r}" if holder.state == "held" else holder.state
         if holder.free_in is not None:
-            who = f"{holder.state} for another {max(0, holder.free_in) / 1e6:.1f} s, last held by instance {holder.instance!r}"
+            seconds = max(0, holder.free_in) / 1e6
+            who = f"{holder.state} for another {seconds:.1f} s, last held by instance {holder.instance!r}"
         owner = f", owner {holder.owner!r}" if holder.owner else ""
         super().__init__(
             f"Port {holder.number}/{holder.protocol} on host {host!r} is {who}{owner} (range '{holder.range}')"

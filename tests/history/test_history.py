@@ -405,9 +405,11 @@ def test_same_as_the_state_machine(redis_store: servers.RedisStore, seed: int) -
 class Histories(RuleBasedStateMachine):
     """Hypothesis puts short histories one behind the other, and takes away those that a failure does not need."""
 
-    def __init__(self, store: servers.RedisStore) -> None:
+    store: servers.RedisStore
+
+    def __init__(self) -> None:
         super().__init__()
-        self.player = Player(store)
+        self.player = Player(self.store)
 
     @rule(seed=st.integers(0, 2**32 - 1))
     def ten_steps(self, seed: int) -> None:
@@ -416,15 +418,19 @@ class Histories(RuleBasedStateMachine):
 
 def test_stateful(redis_store: servers.RedisStore) -> None:
     """The same with Hypothesis choosing: runs of at least 500 steps."""
+
+    class Here(Histories):
+        store = redis_store
+
     run_state_machine_as_test(
-        lambda: Histories(redis_store),
+        Here,
         settings=settings(
             max_examples=5 if CI else 2,
             stateful_step_count=60,
             deadline=None,
             derandomize=True,
             database=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],
         ),
     )
 
