@@ -246,9 +246,9 @@ class Backend(ABC):
 
         ``token`` names the calling process, in hexadecimal digits. Without a live lease under ``instance``, a new
         one is made. With one, and the same token: nothing changes, it is answered again. With another token:
-        `Occupied`, unless ``supersede`` is that lease's incarnation: then the caller takes it over with all its ports as a newer
-        incarnation, and the older one is refused from now on. So a late or repeated call never takes a lease
-        from anybody but the incarnation that its sender saw.
+        `Occupied`, unless ``supersede`` is that lease's incarnation: then the caller takes it over with all its
+        ports as a newer incarnation, and the older one is refused from now on. So a late or repeated call never
+        takes a lease from anybody but the incarnation that its sender saw.
         """
 
     @abstractmethod

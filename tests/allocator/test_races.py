@@ -297,7 +297,6 @@ def test_undoing_is_quick(valkey: servers.ServerStore) -> None:
     plain = min(microseconds() for _ in range(5))
     undoing = min(microseconds(*range(first, first + 100)) for first in (1, 201, 401, 601, 801))
     assert 500 == len(backend.read(["host:a"])[0].ports)
-    print(plain, undoing)
     assert undoing < 10 * plain
     backend.close()
 
@@ -516,7 +515,7 @@ async def test_callback_that_blocks(memory_kit: Kit) -> None:
 async def test_heartbeat_that_died(memory_kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that was killed beats again at the deadline, not an interval later: the store may have it still."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    flaky, ttl = memory_kit.flaky(), 1.2
+    flaky, ttl = memory_kit.flaky(), 2.0
     ports = memory_kit.allocator(backend=flaky, ttl=ttl)
     killed: BaseException = SystemExit() if memory_kit.kind == "sync" else asyncio.CancelledError()
     flaky.faults["renew"] = Fault(killed, times=1)
@@ -562,14 +561,15 @@ async def test_close_cut_short(memory_kit: Kit, step: str, monkeypatch: pytest.M
         def interrupt(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(*((ports._heart, "join") if step == "renew" else (flaky.inner, step)), interrupt)
-            ports.close()
+            with pytest.raises(KeyboardInterrupt):
+                ports.close()
     else:
         flaky.faults[step] = Fault(gate=gate)
         await eventually(True, lambda: step == "close_lease" or flaky.begun[-1][0] == step)
         closing = asyncio.ensure_future(ports.close())
-        await eventually(True, lambda: flaky.begun[-1][0] == step)
+        await eventually((True, step), lambda: (ports._closed, flaky.begun[-1][0]))
         closing.cancel()
         await asyncio.wait([closing])
         assert closing.cancelled()
@@ -586,9 +586,10 @@ async def test_close_cut_short(memory_kit: Kit, step: str, monkeypatch: pytest.M
 async def test_server_that_became_a_replica(server_kit: Kit) -> None:
     """Connections to a server that may no longer be written to are given up, all: a new one may find the primary."""
     ports = server_kit.allocator(settings=Settings(url=server_kit.store.url, timeout=0.2))
-    calls = [begin(server_kit, lambda: ports.acquire("backup")) for _ in range(2)]
-    held = await asyncio.gather(*calls)
+    held = await result(ports.acquire("backup", count=2))
     link = ports._backend._link
+    for connection in [await result(link._take()) for _ in range(50)]:  # more than can be tried in the time given
+        await result(link._put_back(connection))
     idle = list(link._idle)
     client = server_kit.store.client
     client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -599,7 +600,7 @@ async def test_server_that_became_a_replica(server_kit: Kit) -> None:
     finally:
         client.execute_command("REPLICAOF", "NO", "ONE")
     await result(held[1].release())
-    assert [True] == [connection not in idle for connection in link._idle]
+    assert [False] == [connection in idle for connection in link._idle]
 
 
 def test_idle_connections_dropped_by_two() -> None:
