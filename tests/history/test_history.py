@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 CI: Final = os.environ.get("CI") == "true"
 STEPS: Final = 1000 if CI else 500
-SEEDS: Final = range(6 if CI else 2)
+SEEDS: Final = range(3 if CI else 2)
 SPACES: Final = ("host:a", "host:b%7D")
 INSTANCES: Final = ("one", "}x{ \n\x1b[0m", "drei\u4e2d")
 SECOND: Final = 1_000_000
@@ -425,7 +425,7 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=5 if CI else 2,
+            max_examples=3 if CI else 2,
             stateful_step_count=60,
             deadline=None,
             derandomize=True,
