@@ -88,7 +88,7 @@ class OwnConnections:
     async def call(self, *command: Any) -> Any:
         connection = await self._take()
         try:
-            await connection.send_command(*command)
+            await connection.send_packed_command(wire.pack(connection, command), check_health=False)
             reply = await connection.read_response()
         except redis_errors.ResponseError as error:
             await self._put_back(connection, error)

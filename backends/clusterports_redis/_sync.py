@@ -88,7 +88,7 @@ class OwnConnections:
     def call(self, *command: Any) -> Any:
         connection = self._take()
         try:
-            connection.send_command(*command)
+            connection.send_packed_command(wire.pack(connection, command), check_health=False)
             reply = connection.read_response()
         except redis_errors.ResponseError as error:
             self._put_back(connection, error)

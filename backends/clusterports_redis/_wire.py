@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterports._space import member, parse_member
@@ -63,6 +64,20 @@ def server_version(info: Any) -> str:
         if line.startswith("redis_version:"):
             return str(line.partition(":")[2])
     return ""
+
+
+if find_spec("hiredis") is None:
+
+    def pack(connection: Any, command: tuple[Any, ...]) -> Any:
+        """A command as it goes over the wire."""
+        return connection.pack_command(*command)
+
+else:
+    from hiredis import pack_command
+
+    def pack(connection: Any, command: tuple[Any, ...]) -> Any:
+        """A command as it goes over the wire. Ours are of str and int only, so they need no look at each argument."""
+        return [pack_command(command)]
 
 
 def old_version(version: str) -> str:

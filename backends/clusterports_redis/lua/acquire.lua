@@ -58,8 +58,8 @@ end
 if #names == 1 then
   if call('HEXISTS', STATE, names[1]) == 1 then rare().damaged('a port is free and in use: ' .. names[1]) end
 else
-  for i = 1, #names, CHUNK do
-    for _, known in ipairs(call('HMGET', STATE, unpack(names, i, math.min(i + CHUNK - 1, #names)))) do
+  for i = 1, #names, 1000 do
+    for _, known in ipairs(call('HMGET', STATE, unpack(names, i, math.min(i + 999, #names)))) do
       if known then rare().damaged('a port is free and in use: ' .. known) end
     end
   end

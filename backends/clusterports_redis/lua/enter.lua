@@ -3,7 +3,9 @@
 if not gap then return {'GONE', 'expired'} end
 local id, record, backlog = ARGV[1], s[7], false
 if clock >= next_due or gap * 3 > min_ttl and min_ttl > 0 then
-  backlog = rare().visit(before, gap)
+  local space = rare(clock, min_ttl, next_due)
+  backlog = space.visit(before, gap)
+  min_ttl, next_due = space.min_ttl, space.next_due
   record = call('HGET', STATE, 'lease/' .. id)
 end
 local incarnation, expires = match(record or '', '^(%d+) (%d+) ')

@@ -15,15 +15,14 @@ if redis.acl_check_cmd then
     if not redis.acl_check_cmd(unpack(command)) then error('NOPERM this user has no permission for ' .. command[1], 0) end
   end
 end
-local space = rare()
 local name, token, ttl = 'name/' .. ARGV[1], ARGV[2], tonumber(ARGV[3])
-if gap then
-  space.visit(before, gap)
-else
-  clock, seen, fence, min_ttl, next_due = 0, now, 0, 0, NEVER
+if not gap then
+  clock, seen, fence, min_ttl, next_due = 0, now, 0, 0, 9007199254740991  -- the last: nothing will ever be due
   call('SETBIT', KEYS[4], 65535, 0)
   call('SETBIT', KEYS[5], 65535, 0)
 end
+local space = rare(clock, min_ttl, next_due)
+if gap then space.visit(before, gap) end
 local id = gap and call('HGET', STATE, name)
 local lease = id and space.lease(call('HGET', STATE, 'lease/' .. id))
 if not lease or lease.expires <= clock or lease.token ~= token then
@@ -37,10 +36,11 @@ if not lease or lease.expires <= clock or lease.token ~= token then
   if fresh then id = incarnation end
   lease = {incarnation = incarnation, ttl = ttl, nominal = clock + ttl, expires = clock + ttl, token = token,
            instance = ARGV[1]}
-  if min_ttl == 0 or ttl < min_ttl then min_ttl = ttl end
+  if space.min_ttl == 0 or ttl < space.min_ttl then space.min_ttl = ttl end
   call('ZADD', PORTS, 0, 'lease/' .. id)
   space.put_due('lease/' .. id, lease.expires)
   call('HSET', STATE, name, id, 'lease/' .. id, space.record(lease), 'done/' .. id, '1 0')
 end
-call('HSET', STATE, 'schema', '1', 'clock', clock, 'seen', seen, 'fence', fence, 'min_ttl', min_ttl, 'next', next_due)
+call('HSET', STATE, 'schema', '1', 'clock', clock, 'seen', seen, 'fence', fence, 'min_ttl', space.min_ttl,
+     'next', space.next_due)
 return {'OPENED', id, lease.incarnation, call('ZLEXCOUNT', PORTS, '[' .. id .. '/', '(' .. id .. '0')}

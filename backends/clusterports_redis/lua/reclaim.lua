@@ -6,6 +6,6 @@
 -- ARGV  none
 -- Returns {'RECLAIMED', backlog}
 if not gap then return {'RECLAIMED', 0} end
-local backlog = rare().visit(before, gap)
+local backlog = rare(clock, min_ttl, next_due).visit(before, gap)
 call('HSET', STATE, 'clock', clock, 'seen', seen)
 return {'RECLAIMED', backlog and 1 or 0}

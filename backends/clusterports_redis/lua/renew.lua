@@ -5,7 +5,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests
 -- Returns {'RENEWED', backlog} or {'GONE', reason}
-local space = rare()
+local space = rare(clock, min_ttl, next_due)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
 floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
@@ -41,6 +41,6 @@ local lease = space.lease(record)
 lease.nominal = clock + lease.ttl
 lease.expires = lease.nominal
 space.put_due('lease/' .. id, lease.expires)
-call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', next_due, 'lease/' .. id, space.record(lease),
+call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due, 'lease/' .. id, space.record(lease),
      'done/' .. id, table.concat(kept, ';'))
 return {'RENEWED', backlog and 1 or 0}

@@ -21,11 +21,15 @@
 
 local call, format, match = redis.call, string.format, string.match
 local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
-local STEP, MAX_GAP, GRAIN, NEVER, CHUNK = 64, 3600000000, 1000, 9007199254740991, 1000
 local clock, seen, fence, min_ttl, next_due
 
-local function rare()
-  local self = {bits = {tcp = KEYS[4], udp = KEYS[5]}}
+-- It uses no local of the script around it, which would cost something even where it is not called: what it needs
+-- is handed in, and what it changes, self.min_ttl and self.next_due, is to be written by the caller.
+local function rare(clock, min_ttl, next_due)
+  local call, format, match = redis.call, string.format, string.match
+  local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
+  local STEP, NEVER, CHUNK = 64, 9007199254740991, 1000
+  local self = {bits = {tcp = KEYS[4], udp = KEYS[5]}, min_ttl = min_ttl, next_due = next_due, STEP = STEP}
 
   function self.damaged(what)
     error('CPDAMAGED ' .. what, 0)
@@ -67,7 +71,7 @@ local function rare()
 
   function self.put_due(name, at)
     call('ZADD', DUE, at, name)
-    if at < next_due then next_due = at end
+    if at < self.next_due then self.next_due = at end
   end
 
   function self.held_by(id, limit)
@@ -151,7 +155,7 @@ local function rare()
 
   -- After a silence longer than a third of its TTL, a lease gets one full TTL, once between two renewals.
   function self.grace(before, gap)
-    min_ttl = 0
+    self.min_ttl = 0
     for _, name in ipairs(call('ZRANGE', PORTS, '[lease/', '(lease0', 'BYLEX')) do
       local lease = self.lease(call('HGET', STATE, name))
       if not lease then self.damaged(name) end
@@ -161,7 +165,7 @@ local function rare()
           self.put_due(name, lease.expires)
           call('HSET', STATE, name, self.record(lease))
         end
-        if min_ttl == 0 or lease.ttl < min_ttl then min_ttl = lease.ttl end
+        if self.min_ttl == 0 or lease.ttl < self.min_ttl then self.min_ttl = lease.ttl end
       end
     end
   end
@@ -169,11 +173,11 @@ local function rare()
   -- The part of a visit that is seldom needed. Returns whether more is due.
   function self.visit(before, gap)
     self.check_types()
-    if min_ttl > 0 and gap * 3 > min_ttl then self.grace(before, gap) end
+    if self.min_ttl > 0 and gap * 3 > self.min_ttl then self.grace(before, gap) end
     local backlog = self.reclaim()
     local first = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
-    next_due = tonumber(first[2] or NEVER)
-    call('HSET', STATE, 'min_ttl', min_ttl, 'next', next_due)
+    self.next_due = tonumber(first[2] or NEVER)
+    call('HSET', STATE, 'min_ttl', self.min_ttl, 'next', self.next_due)
     return backlog
   end
 
