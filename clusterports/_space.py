@@ -37,18 +37,17 @@ from .abc import (
     SpaceView,
     Stale,
 )
+from .ranges import MAX_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from .abc import Ask, Holder, Protocol4, Renewal, Request
 
-__all__ = ["GRAIN", "MAX_GAP", "MAX_PORT", "STEP", "Space"]
+__all__ = ["GRAIN", "MAX_GAP", "STEP", "Space"]
 
 STEP: Final = 64
 """The most ports that one visit reclaims (L3)."""
-
-MAX_PORT: Final = 65535
 
 GRAIN: Final = 1_000
 """Time moves in steps of a millisecond at least: a shorter one is left for the next visit."""

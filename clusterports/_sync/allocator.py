@@ -250,7 +250,7 @@ class PortAllocator:
     # ---------------------------------------------------------------- life
 
     def close(self, release: bool = True) -> None:
-        """End the heartbeat and give back all ports; with ``release=False`` leave them for :meth:`detach`'s purpose.
+        """End the heartbeat and give back all ports; with ``release=False`` leave them, as :meth:`detach` does.
 
         :raises BackendError: the store is away; the ports are free when the lease has run out.
         """

@@ -5,7 +5,7 @@
 --          min_ttl          of live leases, 0: none; never too high
 --          next             when something is due first, on the lease clock; never too late
 --          lease/<id>       incarnation expires nominal ttl token instance
---          done/<id>        floor highest;number since fence port port ...;number -    (the last: abandoned)
+--          done/<id>        floor highest;number since fence port port ...;number -    (the last: full or abandoned)
 --          name/<instance>  id of the lease under this name
 --          tcp/<port>       h lease fence since quarantine note     (held)
 --                           c lease fence since until note          (cooling)
