@@ -15,11 +15,13 @@ from .errors import (
     AllocationError,
     BackendError,
     BackendUnavailable,
+    BindError,
     ClusterPortsError,
     ConfigurationError,
     ImpossibleRequest,
     IncompatibleSchema,
     LeaseLost,
+    PortBusy,
     PortInUse,
     PortsExhausted,
 )
@@ -27,7 +29,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._async.allocator import AsyncAllocation, AsyncPortAllocator
     from ._sync.allocator import Allocation, PortAllocator
-    from .ranges import PortRange
+    from .ranges import PortRange, PortRequest
     from .settings import Settings
     from .status import ClusterStatus
 
@@ -38,6 +40,7 @@ __all__ = [
     "AsyncPortAllocator",
     "BackendError",
     "BackendUnavailable",
+    "BindError",
     "ClusterPortsError",
     "ClusterStatus",
     "ConfigurationError",
@@ -45,8 +48,10 @@ __all__ = [
     "IncompatibleSchema",
     "LeaseLost",
     "PortAllocator",
+    "PortBusy",
     "PortInUse",
     "PortRange",
+    "PortRequest",
     "PortsExhausted",
     "Settings",
 ]
@@ -58,6 +63,7 @@ _LATER = {
     "ClusterStatus": ".status",
     "PortAllocator": "._sync.allocator",
     "PortRange": ".ranges",
+    "PortRequest": ".ranges",
     "Settings": ".settings",
 }
 """Loaded when first used, so that the import itself stays light."""

@@ -151,7 +151,8 @@ class HeldPort:
     number: int
     """The port number, 1 to 65535; ``int(allocation)`` too."""
     host: str
-    range: str
+    range: str | None
+    """None for a port that was claimed without one."""
     protocol: Protocol4
     owner: str
     labels: Mapping[str, str]
@@ -166,10 +167,11 @@ class HeldPort:
         owner: str,
         labels: Mapping[str, str],
         acquired: float,
+        host: str | None = None,
     ) -> None:
         self.number, self.protocol, self.fence = port
-        self.host = lease.host
-        self.range = range
+        self.host = lease.host if host is None else host
+        self.range = range or None
         self.owner = owner
         self.labels = labels
         self._lease = lease

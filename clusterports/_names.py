@@ -1,13 +1,14 @@
 """Names: what is accepted from outside, and how a host's name becomes the name of its space.
 
-A space's name is part of the store's keys. It is made of ``[A-Za-z0-9._-]``, ``%`` and one ``:``, so no host
-name, whatever it contains, can leave its keys or match another's.
+A space's name is part of the store's keys. That of a host is made of ``[A-Za-z0-9._-]``, ``%`` and one ``:``, so
+no host name, whatever it contains, can leave its keys or match another's. That of the cluster has no ``:``.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "CLUSTER_SPACE",
     "NAME_BOUND",
     "check_labels",
     "check_name",
@@ -25,9 +27,11 @@ __all__ = [
     "default_host",
     "default_instance",
     "host_space",
+    "is_cluster_space",
     "is_host_space",
     "is_name",
     "space_host",
+    "where",
 ]
 
 NAME_BYTES: Final = 255
@@ -39,9 +43,13 @@ LABELS: Final = 64
 
 NAME_BOUND: Final = f"1 to {NAME_BYTES} bytes of UTF-8 without control characters or blanks at either end"
 
+CLUSTER_SPACE: Final = "cluster"
+"""The space of all numbers that are unique over all hosts."""
+
 _HOST_SPACE: Final = "host:"
 
 
+@lru_cache(4096)
 def host_space(host: str) -> str:
     """The name of the space of a host."""
     return _HOST_SPACE + quote(host, safe="").replace("~", "%7E")
@@ -52,6 +60,11 @@ def is_host_space(space: str) -> bool:
     return space.startswith(_HOST_SPACE)
 
 
+def is_cluster_space(space: str) -> bool:
+    """Whether this is the space of the whole cluster."""
+    return space == CLUSTER_SPACE
+
+
 def space_host(space: str) -> str:
     """The host of a space.
 
@@ -60,6 +73,11 @@ def space_host(space: str) -> str:
     if not is_host_space(space):
         raise ValueError(f"not the space of a host: {space!r}")
     return unquote(space[len(_HOST_SPACE) :], errors="replace")
+
+
+def where(space: str) -> str:
+    """A space as a message says it: ``on host 'kvm-07'``."""
+    return f"on host {space_host(space)!r}" if is_host_space(space) else "on the whole cluster"
 
 
 def is_name(value: object) -> bool:

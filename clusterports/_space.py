@@ -13,24 +13,31 @@ visited rarely is reclaimed all the same.
 Reclaim. What is due lies in one order: leases by expiry, cooling ports by the time they are free. A visit
 handles at most `STEP` of it. The ports of a lease that ran out cool until its TTL after the last renewal plus
 their quarantine are over, then they are free.
+
+Queue. Whoever finds too little free may keep a place in the queue, in the order of tickets, and asks again.
+Nothing is given to an ask while somebody before it waits for numbers of its spans. So the order holds without
+anything being set aside for a waiter that may have died: a place that nobody asks for in time is given up.
 """
 
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from .abc import (
+    Ask,
     Closed,
     Full,
     Gone,
     Granted,
     Held,
     LeaseView,
+    Marked,
     Occupied,
     Opened,
     Port,
     PortView,
+    Queued,
     Reclaimed,
     Released,
     Renewed,
@@ -41,8 +48,9 @@ from .ranges import MAX_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Literal
 
-    from .abc import Ask, Holder, Protocol4, Renewal, Request
+    from .abc import Holder, Protocol4, Renewal, Request, Wait
 
 __all__ = ["GRAIN", "MAX_GAP", "STEP", "Space"]
 
@@ -54,6 +62,18 @@ GRAIN: Final = 1_000
 
 MAX_GAP: Final = 3_600_000_000
 """The most that one visit moves the lease clock of a store that can be away; no TTL may be longer."""
+
+_Key = TypeVar("_Key")
+
+_KINDS: Final[dict[Protocol4, tuple[Protocol4, ...]]] = {"tcp": ("tcp",), "udp": ("udp",), "both": ("tcp", "udp")}
+"""The number spaces that a port takes."""
+
+_OVER: Final[dict[Protocol4, tuple[Protocol4, ...]]] = {
+    "tcp": ("tcp", "both"),
+    "udp": ("udp", "both"),
+    "both": ("both", "tcp", "udp"),
+}
+"""What may be in the way of a port of this protocol."""
 
 _GONE: Final = Gone("expired")
 _SUPERSEDED: Final = Gone("superseded")
@@ -89,15 +109,23 @@ class _Lease:
 class _Port:
     """A port that is not free; ``until`` is on the lease clock, and None while it is held."""
 
-    __slots__ = ("ask", "fence", "labels", "lease", "since", "until")
+    __slots__ = ("ask", "fence", "labels", "lease", "since", "state", "until")
 
     def __init__(self, lease: _Lease, fence: int, since: int, ask: Ask) -> None:
+        self.state: Literal["held", "cooling", "foreign"] = "held"
         self.lease = lease
         self.fence = fence
         self.since = since
         self.until: int | None = None
         self.ask = ask
         self.labels = dict(ask.labels)  # a copy: the caller's own mapping may change
+
+
+class _Refused(NamedTuple):
+    """Why an ask cannot be met now."""
+
+    ask: int
+    why: Literal["taken", "limit", "queue"]
 
 
 def member(protocol: str, number: int) -> str:
@@ -122,7 +150,13 @@ class Space:
         self._leases: dict[int, _Lease] = {}
         self._names: dict[str, int] = {}
         self._ports: dict[str, _Port] = {}
-        self._taken = {"tcp": bytearray(MAX_PORT + 1), "udp": bytearray(MAX_PORT + 1)}
+        self._taken = {kind: bytearray(MAX_PORT + 1) for kind in _OVER}  # "both": in either
+        self._owned: dict[tuple[str, str], int] = {}  # held under a limit, by range and owner
+        self._foreign: dict[str, int] = {}  # marked, by range
+        self._last: dict[str, int] = {}  # given to an ask with rotate, by range
+        self._queue: dict[int, tuple[_Lease, Ask]] = {}  # by ticket
+        self.stirred = False
+        """Somebody in the queue may have got its turn. For the backend, which sets it back."""
         self._due: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []  # of _due; outdated entries stay until they come up
 
@@ -146,7 +180,9 @@ class Space:
             self._prolong(lease)
         return Opened(lease.id, lease.incarnation, len(lease.ports))
 
-    def acquire(self, now: int, holder: Holder, request: Request, asks: Sequence[Ask]) -> Granted | Full | Gone | Stale:
+    def acquire(
+        self, now: int, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
         backlog = self._visit(now)
         lease = self._live(holder)
         if not isinstance(lease, _Lease):
@@ -156,22 +192,19 @@ class Space:
             return lease.done[number] or Stale(number)
         if number < lease.floor:
             return Stale(number)
+        ticket = 0 if wait is None else self._ticket(lease, wait)
 
-        picked: list[tuple[Ask, int]] = []
-        for index, ask in enumerate(asks):
-            taken = self._taken[ask.protocol]
-            missing = ask.count
-            for first, last in ask.spans:
-                while missing and (first := taken.find(0, first, last + 1)) >= 0:
-                    taken[first] = 1
-                    picked.append((ask, first))
-                    missing -= 1
-            if missing:
-                for other, port in picked:
-                    self._taken[other.protocol][port] = 0
-                lease.settle(request.floor)
-                lease.done[number] = None  # so that a late copy of this request is not granted
-                return Full(index, self._explicit(now, ask), backlog)
+        picked = self._pick(asks, ticket)
+        if isinstance(picked, _Refused):
+            lease.settle(request.floor)
+            lease.done[number] = None  # so that a late copy of this request is not granted
+            if wait is None or not wait.window or picked.why == "limit":
+                self._leave(ticket)
+                return Full(picked.ask, self._explicit(now, self._clock, asks[picked.ask]), backlog, picked.why)
+            ticket = ticket or self._next_fence(now)
+            self._queue[ticket] = lease, asks[0]
+            self._put_due(f"wait/{ticket:016d}", self._clock + wait.window)
+            return Queued(ticket, picked.why != "queue", self._first_due() - self._clock)
 
         fence = self._next_fence(now, len(picked))
         ports = []
@@ -181,6 +214,13 @@ class Space:
             lease.ports.add(name)
             ports.append(Port(port, ask.protocol, fence))
             fence += 1
+            if ask.limit:
+                key = ask.range, ask.owner
+                self._owned[key] = self._owned.get(key, 0) + 1
+            if ask.rotate:
+                self._last[ask.range] = port
+        if ticket:
+            self._leave(ticket)
         lease.settle(request.floor)
         granted = lease.done[number] = Granted(tuple(ports), now)
         return granted
@@ -194,7 +234,7 @@ class Space:
             if number >= lease.floor:
                 granted = lease.done.get(number)
                 if granted is not None:
-                    self._free_held(lease, granted.ports)
+                    self._release(lease, granted.ports, unused=True)
                 lease.done[number] = None
         lease.settle(renewal.floor)
         self._prolong(lease)
@@ -205,7 +245,38 @@ class Space:
         lease = self._live(holder)
         if not isinstance(lease, _Lease):
             return lease
-        return Released(self._free_held(lease, ports))
+        return Released(self._release(lease, ports))
+
+    def mark_foreign(
+        self,
+        now: int,
+        holder: Holder,
+        ports: Iterable[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        self._visit(now)
+        lease = self._live(holder)
+        if not isinstance(lease, _Lease):
+            return lease
+        count = 0
+        for name in self._held_names(lease, ports):
+            if self._foreign.get(range, 0) >= most:
+                self._free(name)
+                continue
+            port = self._ports[name]
+            self._end_hold(name, port)
+            port.state = "foreign"
+            port.ask = Ask(range, (), host=host)
+            port.labels = {}
+            port.until = self._clock + duration
+            self._put_due(name, port.until)
+            self._foreign[range] = self._foreign.get(range, 0) + 1
+            count += 1
+        return Marked(count)
 
     def close(self, now: int, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         self._visit(now)
@@ -215,9 +286,9 @@ class Space:
         names = self._first_ports(lease, STEP)
         for name in names:
             if quarantine:
-                self._cool(lease, name, self._clock)
+                self._cool(name, self._clock + self._ports[name].ask.quarantine)
             else:
-                self._free(name)
+                self._let_go(name)
         if len(names) < STEP:
             self._drop(lease)
         return Closed(len(names) == STEP)
@@ -226,6 +297,14 @@ class Space:
         return Reclaimed(self._visit(now))
 
     # ---------------------------------------------------------------- reads
+
+    def preview(self, now: int, asks: Sequence[Ask]) -> Granted | Full:
+        picked = self._pick(asks, 0, dry_run=True)
+        if isinstance(picked, _Refused):
+            clock = self._clock_at(now)
+            due = bool(self._due) and self._first_due() <= clock
+            return Full(picked.ask, self._explicit(now, clock, asks[picked.ask]), due, picked.why)
+        return Granted(tuple(Port(number, ask.protocol, 0) for ask, number in picked), 0)
 
     def held(self, holder: Holder, now: int, after: Port | None = None, limit: int = 1000) -> Held | Gone:
         lease = self._live(holder)  # as of the last visit: until the next, a lease may yet be given time to renew
@@ -245,7 +324,7 @@ class Space:
             for _, lease in sorted(self._leases.items())
         )
         ports = (self._port_view(name, now, clock) for name in sorted(self._ports))
-        return SpaceView(self.name, self._fence, tuple(leases), tuple(ports))
+        return SpaceView(self.name, self._fence, tuple(leases), tuple(ports), len(self._queue))
 
     # ---------------------------------------------------------------- time
 
@@ -292,13 +371,16 @@ class Space:
                     break
                 kind, _, rest = name.partition("/")
                 if kind != "lease":
-                    self._free(name)
+                    if kind == "wait":
+                        self._leave(int(rest))
+                    else:
+                        self._free(name)
                     budget -= 1
                     continue
                 lease = self._leases[int(rest)]
                 ports = self._first_ports(lease, budget)
                 for port in ports:
-                    self._cool(lease, port, lease.nominal)
+                    self._cool(port, lease.nominal + self._ports[port].ask.quarantine)
                 budget -= len(ports)
                 if budget:
                     self._drop(lease)
@@ -317,6 +399,12 @@ class Space:
             heapq.heappush(self._heap, entry)
         return (name for _, name in found)
 
+    def _first_due(self) -> int:
+        """When something is due next; something must be."""
+        while self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0]
+
     def _put_due(self, name: str, at: int) -> None:
         self._due[name] = at
         heapq.heappush(self._heap, (at, name))
@@ -324,16 +412,141 @@ class Space:
             self._heap = [(at, name) for name, at in self._due.items()]
             heapq.heapify(self._heap)
 
-    def _cool(self, lease: _Lease, name: str, start: int) -> None:
-        lease.ports.remove(name)
-        port = self._ports[name]
-        port.until = start + port.ask.quarantine
-        self._put_due(name, port.until)
-
     def _drop(self, lease: _Lease) -> None:
         del self._leases[lease.id], self._due[f"lease/{lease.id}"]
         if self._names.get(lease.instance) == lease.id:  # a newer one may have come, and gone, meanwhile
             del self._names[lease.instance]
+        for ticket in [ticket for ticket, (other, _) in self._queue.items() if other is lease]:
+            self._leave(ticket)
+
+    # ---------------------------------------------------------------- picking
+
+    def _pick(self, asks: Sequence[Ask], ticket: int, *, dry_run: bool = False) -> list[tuple[Ask, int]] | _Refused:
+        """Numbers for all of the asks, taken from now on; or nothing. Foreign marks that are in the way are gone."""
+        if len(asks) == 1 and not dry_run and not self._queue:  # what most ask for; the same as the long way gives
+            _, spans, count, protocol, _, _, _, _, align, rotate, limit, explicit, _ = asks[0]
+            if count == 1 and not (align or rotate or limit or explicit):
+                taken = self._taken[protocol]
+                for first, last in spans:
+                    number = taken.find(0, first, last + 1)
+                    if number >= 0:
+                        self._set_taken(protocol, number, 1)
+                        return [(asks[0], number)]
+        picked: list[tuple[Ask, int]] = []
+        mine: set[tuple[Protocol4, int]] = set()
+        closed: list[tuple[Protocol4, int]] = []
+        evicted: list[str] = []
+        refused: _Refused | None = None
+        for index, ask in enumerate(asks):
+            if ask.limit:
+                earlier = sum(one.range == ask.range and one.owner == ask.owner and one.limit > 0 for one, _ in picked)
+                if self._owned.get((ask.range, ask.owner), 0) + earlier + ask.count > ask.limit:
+                    refused = _Refused(index, "limit")
+                    break
+            if self._queue:
+                others = self._wanted_before(ticket, ask)
+                if others is None:
+                    refused = _Refused(index, "queue")
+                    break
+                for kind, number in others:
+                    if not self._taken[kind][number]:
+                        self._set_taken(kind, number, 1)
+                        closed.append((kind, number))
+            numbers = self._pick_marked(ask, mine, evicted) if ask.explicit else self._pick_numbers(ask)
+            for kind, number in closed:
+                self._set_taken(kind, number, 0)
+            closed.clear()
+            if len(numbers) < ask.count:
+                refused = _Refused(index, "taken")
+                break
+            for number in numbers:
+                self._set_taken(ask.protocol, number, 1)
+                mine.update((kind, number) for kind in _KINDS[ask.protocol])
+                picked.append((ask, number))
+        if refused or dry_run:
+            for ask, number in picked:
+                self._set_taken(ask.protocol, number, 0)
+            for name in evicted:
+                protocol, number = parse_member(name)
+                self._set_taken(protocol, number, 1)
+        else:
+            for name in evicted:
+                self._free(name)
+            for ask, number in picked if evicted else ():
+                self._set_taken(ask.protocol, number, 1)
+        return refused or picked
+
+    def _pick_numbers(self, ask: Ask) -> list[int]:
+        """As many free numbers as there are, at most as many as asked for; a block is all or nothing."""
+        taken = self._taken[ask.protocol]
+        numbers: dict[int, None] = {}  # in order, each once: spans may overlap
+        for first, last in self._search_order(ask):
+            at = first
+            if ask.align:
+                free = bytes(ask.count)
+                while (at := taken.find(free, at, last + 1)) >= 0:
+                    aligned = -(-at // ask.align) * ask.align
+                    if aligned == at:
+                        return list(range(at, at + ask.count))
+                    at = aligned
+                continue
+            while len(numbers) < ask.count and (at := taken.find(0, at, last + 1)) >= 0:
+                numbers[at] = None
+                at += 1
+        return list(numbers)
+
+    def _search_order(self, ask: Ask) -> Sequence[tuple[int, int]]:
+        last_given = self._last.get(ask.range, 0) if ask.rotate else 0
+        if not last_given:
+            return ask.spans
+        circle = ask.spans[: ask.rotate]
+        across = ask.count - 1 if ask.align else 0  # a block may lie across the point where the circle begins
+        after = [(max(first, last_given + 1), last) for first, last in circle if last > last_given]
+        before = [(first, min(last, last_given + across)) for first, last in circle if first <= last_given]
+        return [*after, *before, *ask.spans[ask.rotate :]]
+
+    def _pick_marked(self, ask: Ask, mine: set[tuple[Protocol4, int]], evicted: list[str]) -> list[int]:
+        """The explicit number, if it is free but for foreign marks."""
+        number = ask.spans[0][0]
+        names = [name for name in self._in_the_way(ask.protocol, number) if name not in evicted]
+        if not names:
+            return [] if self._taken[ask.protocol][number] else [number]
+        if any(self._ports[name].state != "foreign" for name in names):
+            return []
+        if any((kind, number) in mine for kind in _KINDS[ask.protocol]):
+            return []
+        evicted += names
+        return [number]
+
+    # ---------------------------------------------------------------- queue
+
+    def _ticket(self, lease: _Lease, wait: Wait) -> int:
+        """The ticket that the caller rightly has; 0: none."""
+        if wait.ticket > self._fence:
+            return 0
+        place = self._queue.get(wait.ticket)
+        return wait.ticket if place is None or place[0] is lease else 0
+
+    def _wanted_before(self, ticket: int, ask: Ask) -> list[tuple[Protocol4, int]] | None:
+        """The single numbers that others before this ticket want; None: it has to wait for them."""
+        numbers: list[tuple[Protocol4, int]] = []
+        for other, (_, wanted) in sorted(self._queue.items()):
+            if ticket and other >= ticket:
+                break
+            if not set(_KINDS[wanted.protocol]) & set(_KINDS[ask.protocol]):
+                continue
+            if wanted.explicit and not ask.explicit:
+                numbers += [(kind, wanted.spans[0][0]) for kind in _KINDS[wanted.protocol]]
+            elif any(a <= d and c <= b for a, b in wanted.spans for c, d in ask.spans):
+                return None
+        return numbers
+
+    def _leave(self, ticket: int) -> None:
+        """Give up a place, if it is one."""
+        if self._queue.pop(ticket, None) is not None:
+            del self._due[f"wait/{ticket:016d}"]
+            if self._queue:
+                self.stirred = True
 
     # ---------------------------------------------------------------- ports
 
@@ -346,31 +559,78 @@ class Space:
     def _first_ports(self, lease: _Lease, limit: int) -> list[str]:
         return sorted(lease.ports)[:limit] if len(lease.ports) <= limit else heapq.nsmallest(limit, lease.ports)
 
-    def _free_held(self, lease: _Lease, ports: Iterable[Port]) -> int:
-        """Free those that this lease holds with this very fence (S2)."""
-        count = 0
+    def _held_names(self, lease: _Lease, ports: Iterable[Port]) -> list[str]:
+        """Those that this lease holds with this very fence (S2)."""
+        names: list[str] = []
         for number, protocol, fence in ports:
             name = member(protocol, number)
             port = self._ports.get(name)
-            if port is not None and port.fence == fence and port.lease is lease and port.until is None:
+            if port is None or port.fence != fence or port.lease is not lease or port.state != "held":
+                continue
+            names.append(name)
+        return names if len(names) < 2 else list(dict.fromkeys(names))
+
+    def _release(self, lease: _Lease, ports: Iterable[Port], *, unused: bool = False) -> int:
+        names = self._held_names(lease, ports)
+        for name in names:
+            if unused:
                 self._free(name)
-                count += 1
-        return count
+            else:
+                self._let_go(name)
+        return len(names)
+
+    def _let_go(self, name: str) -> None:
+        """A clean release."""
+        ask = self._ports[name].ask
+        if ask.cooldown:
+            self._cool(name, self._clock + ask.cooldown)
+        else:
+            self._free(name)
+
+    def _cool(self, name: str, until: int) -> None:
+        port = self._ports[name]
+        self._end_hold(name, port)
+        port.state = "cooling"
+        port.until = until
+        self._put_due(name, until)
+
+    def _end_hold(self, name: str, port: _Port) -> None:
+        port.lease.ports.remove(name)
+        if port.ask.limit:
+            _count_down(self._owned, (port.ask.range, port.ask.owner))
 
     def _free(self, name: str) -> None:
         port = self._ports.pop(name)
-        if port.until is None:
-            port.lease.ports.remove(name)
+        if port.state == "held":
+            self._end_hold(name, port)
         else:
-            del self._due[name]
+            self._forget_mark(name, port)
         protocol, number = parse_member(name)
-        self._taken[protocol][number] = 0
+        self._set_taken(protocol, number, 0)
+        if self._queue:
+            self.stirred = True
 
-    def _explicit(self, now: int, ask: Ask) -> PortView | None:
-        if len(ask.spans) != 1 or ask.spans[0][0] != ask.spans[0][1]:
-            return None
-        name = member(ask.protocol, ask.spans[0][0])
-        return self._port_view(name, now, self._clock) if name in self._ports else None
+    def _forget_mark(self, name: str, port: _Port) -> None:
+        del self._due[name]
+        if port.state == "foreign":
+            _count_down(self._foreign, port.ask.range)
+
+    def _set_taken(self, protocol: Protocol4, number: int, value: int) -> None:
+        taken = self._taken
+        if protocol == "both":
+            taken["tcp"][number] = taken["udp"][number] = taken["both"][number] = value
+        else:
+            taken[protocol][number] = value
+            taken["both"][number] = value or taken["tcp"][number] or taken["udp"][number]
+
+    def _in_the_way(self, protocol: Protocol4, number: int) -> list[str]:
+        names = (member(other, number) for other in _OVER[protocol])
+        return [name for name in names if name in self._ports]
+
+    def _explicit(self, now: int, clock: int, ask: Ask) -> PortView | None:
+        names = self._in_the_way(ask.protocol, ask.spans[0][0]) if ask.explicit else []
+        names.sort(key=lambda name: self._ports[name].state == "foreign")  # a mark would not be in the way alone
+        return self._port_view(names[0], now, clock) if names else None
 
     def _port_view(self, name: str, now: int, clock: int) -> PortView:
         port = self._ports[name]
@@ -378,7 +638,7 @@ class Space:
         return PortView(
             number=number,
             protocol=protocol,
-            state="held" if port.until is None else "cooling",
+            state=port.state,
             range=port.ask.range,
             owner=port.ask.owner,
             labels=port.labels,
@@ -387,4 +647,11 @@ class Space:
             fence=port.fence,
             age=max(0, now - port.since),
             free_in=None if port.until is None else port.until - clock,
+            host=port.ask.host,
         )
+
+
+def _count_down(counts: dict[_Key, int], key: _Key) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

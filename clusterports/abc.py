@@ -9,7 +9,7 @@ Units: all times are integers in microseconds; durations and the lease clock nev
 spans are inclusive.
 
 Refusals are replies, failures are exceptions. A step that was refused for a reason that lies in the space
-(`Gone`, `Stale`, `Full`, `Occupied`) is an ordinary reply, and changed nothing but the space's own progress
+(`Gone`, `Stale`, `Full`, `Queued`, `Occupied`) is an ordinary reply, and changed nothing but the space's own progress
 (clock, reclaim). A store that cannot be reached, refuses the password or keeps damaged data raises a
 :class:`~clusterports.errors.BackendError`.
 
@@ -19,6 +19,7 @@ late. Every step is safe under that (see each method), so a backend may retry on
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Ask",
     "AsyncBackend",
+    "AsyncWatch",
     "Backend",
     "Capability",
     "Closed",
@@ -41,11 +43,13 @@ __all__ = [
     "Held",
     "Holder",
     "LeaseView",
+    "Marked",
     "Occupied",
     "Opened",
     "Port",
     "PortView",
     "Protocol4",
+    "Queued",
     "Reclaimed",
     "Released",
     "Renewal",
@@ -53,10 +57,12 @@ __all__ = [
     "Request",
     "SpaceView",
     "Stale",
+    "Wait",
+    "Watch",
 ]
 
-Protocol4: TypeAlias = Literal["tcp", "udp"]
-"""A layer 4 protocol. Each has a number space of its own."""
+Protocol4: TypeAlias = Literal["tcp", "udp", "both"]
+"""The layer 4 protocol of a port. TCP and UDP have a number space each; ``both`` is one number, free in both."""
 
 
 class Holder(NamedTuple):
@@ -82,16 +88,43 @@ class Ask(NamedTuple):
     """Some ports of one protocol, to be picked from spans of port numbers in the order given.
 
     What a strategy, an exclusion or a band means is decided by whoever makes the spans; the space picks the
-    lowest free numbers of the first span, then of the next.
+    lowest free numbers of the first span, then of the next. Spans may overlap.
     """
 
     range: str
+    """The name that it is booked under; "" for none."""
     spans: tuple[tuple[int, int], ...]
     count: int = 1  # type: ignore[assignment]  # hides tuple.count
     protocol: Protocol4 = "tcp"
     quarantine: int = 0
+    """How long each port cools after its lease ran out."""
     owner: str = ""
     labels: Mapping[str, str] = {}
+    cooldown: int = 0
+    """How long each port cools after a release."""
+    align: int = 0
+    """0: any numbers. Else one block of adjacent numbers inside one span, the first a multiple of this."""
+    rotate: int = 0
+    """The first so many spans, which must ascend and lie apart, are searched in a circle: from the number after the
+    last one that was given to an ask of this range with ``rotate``."""
+    limit: int = 0
+    """The most ports that this owner may hold in this range and space under asks with a limit; 0: any number."""
+    explicit: bool = False
+    """The one number of the one span is wanted, and no other: it is taken from under a foreign mark."""
+    host: str = ""
+    """Where the ports will be bound, in a space that is not one host's."""
+
+
+class Wait(NamedTuple):
+    """A place in the queue of those for whom too little is free.
+
+    ``window``: how long the place is kept without being asked for again; 0: give it up, unless there is enough
+    now. ``ticket``: as answered by the first `Queued`; 0: none yet. Whoever comes back with its ticket has its old
+    place, even when it was given up meanwhile.
+    """
+
+    window: int
+    ticket: int = 0
 
 
 class Port(NamedTuple):
@@ -136,12 +169,26 @@ class Granted(NamedTuple):
 class Full(NamedTuple):
     """The ask with this index could not be met, so nothing was given.
 
-    ``holder``: for an ask of one explicit port, what is known of it. ``backlog``: more can be reclaimed now.
+    ``holder``: for an explicit ask, what is known of the port. ``backlog``: more can be reclaimed now. ``why``:
+    too few are free; or the owner's limit would be passed; or others wait for these ports already.
     """
 
     ask: int
     holder: PortView | None
     backlog: bool
+    why: Literal["taken", "limit", "queue"] = "taken"
+
+
+class Queued(NamedTuple):
+    """Nothing was given, and the caller has its place in the queue.
+
+    ``first``: nobody before it waits for these ports, so it lacks nothing but free ports. ``due_in``: when the
+    next thing in the space is due, and may free some; 0 or less: now.
+    """
+
+    ticket: int
+    first: bool
+    due_in: int
 
 
 class Renewed(NamedTuple):
@@ -160,6 +207,12 @@ class Closed(NamedTuple):
     """``more`` is True while ports are left: call again. Otherwise the lease is gone."""
 
     more: bool
+
+
+class Marked(NamedTuple):
+    """``count`` of the ports are marked as foreign now; others that were held are free."""
+
+    count: int  # type: ignore[assignment]
 
 
 class Reclaimed(NamedTuple):
@@ -200,12 +253,13 @@ class LeaseView(NamedTuple):
 class PortView(NamedTuple):
     """What anybody may see of a port that is not free.
 
-    ``age``: since it was granted. ``free_in``: until it is free again; None while it is held.
+    ``age``: since it was granted. ``free_in``: until it is free again; None while it is held. ``instance``: who
+    holds it, or held it last, or saw that something foreign has it. ``host``: "" in the space of a host.
     """
 
     number: int
     protocol: Protocol4
-    state: Literal["held", "cooling"]
+    state: Literal["held", "cooling", "foreign"]
     range: str
     owner: str
     labels: Mapping[str, str]
@@ -214,15 +268,17 @@ class PortView(NamedTuple):
     fence: int
     age: int
     free_in: int | None
+    host: str = ""
 
 
 class SpaceView(NamedTuple):
-    """A space as it stands: leases by instance name, ports by protocol and number."""
+    """A space as it stands: leases by id, ports by protocol and number; ``waiting``: how many places are taken."""
 
     space: str
     fence: int
     leases: tuple[LeaseView, ...]
     ports: tuple[PortView, ...]
+    waiting: int = 0
 
 
 class Capability(StrEnum):
@@ -230,6 +286,36 @@ class Capability(StrEnum):
 
     PROCESSES = "processes"
     """Several processes see the same store."""
+
+    WAKES = "wakes"
+    """A :class:`Watch` is told when its turn may have come; without it, it only sleeps."""
+
+
+class Watch:
+    """Where somebody who was `Queued` waits between two asks. This one sleeps, and is right for any store.
+
+    A wake-up is a hint: it may be lost, and may come for nothing. So the pauses are to be short.
+    """
+
+    def wait(self, seconds: float) -> None:
+        """Return when the turn may have come, or after so many seconds."""
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """Give up what it holds; a second time does nothing."""
+
+
+class AsyncWatch:
+    """The same for tasks."""
+
+    async def wait(self, seconds: float) -> None:
+        """See :meth:`Watch.wait`."""
+        import asyncio  # imported by those who run a loop
+
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """See :meth:`Watch.close`."""
 
 
 class Backend(ABC):
@@ -253,13 +339,43 @@ class Backend(ABC):
 
     @abstractmethod
     def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
         """Give all of the asks, or nothing.
 
-        A request number that was granted before is answered with the same ports; one that was answered `Full`,
-        was abandoned, or is below the lease's floor is `Stale`: begin again with a new number.
+        A request number that was granted before is answered with the same ports; one that was answered `Full` or
+        `Queued`, was abandoned, or is below the lease's floor is `Stale`: begin again with a new number.
+
+        Places in the queue are in the order of tickets. An ask is not met while somebody before it waits for ports
+        of its spans, unless that one wants a single explicit number: then it gets others. With ``wait`` there must
+        be one ask alone. One that would pass the owner's limit does not wait.
         """
+
+    @abstractmethod
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        """What :meth:`acquire` would give now, with 0 for fences and time. Reads only: nothing is reclaimed."""
+
+    @abstractmethod
+    def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        """Turn ports that the lease holds with these very fences into foreign ones, for ``duration``.
+
+        At most ``most`` ports of ``range``, under which they were taken, are marked at a time; the others are freed.
+        ``host``: as in `Ask`.
+        """
+
+    def watch(self, space: str, ticket: int) -> Watch:
+        """Where the holder of this ticket waits. An event between this call and the wait counts."""
+        return Watch()
 
     @abstractmethod
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
@@ -271,11 +387,14 @@ class Backend(ABC):
 
     @abstractmethod
     def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        """Free these ports at once. One that is not held under this lease with this very fence is passed over."""
+        """Free these ports, or let them cool for their cooldown.
+
+        One that is not held under this lease with this very fence is passed over.
+        """
 
     @abstractmethod
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
-        """Free up to 64 ports of the lease (or, with ``quarantine``, let them cool), then end it.
+        """Release up to 64 ports of the lease, or, with ``quarantine``, let them cool for it; then end the lease.
 
         To be called until `Closed.more` is False. In between the lease is as live as ever.
         """
@@ -327,9 +446,31 @@ class AsyncBackend(ABC):
 
     @abstractmethod
     async def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
         """See :meth:`Backend.acquire`."""
+
+    @abstractmethod
+    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        """See :meth:`Backend.preview`."""
+
+    @abstractmethod
+    async def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        """See :meth:`Backend.mark_foreign`."""
+
+    async def watch(self, space: str, ticket: int) -> AsyncWatch:
+        """See :meth:`Backend.watch`."""
+        return AsyncWatch()
 
     @abstractmethod
     async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:

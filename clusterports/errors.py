@@ -7,7 +7,9 @@
     ├── AllocationError
     │   ├── PortsExhausted          nothing is free now; may succeed later
     │   ├── ImpossibleRequest       can never succeed: not in the range, larger than the range
-    │   └── PortInUse               the explicit port is taken; says who has it
+    │   ├── PortInUse               the explicit port is taken; says who has it
+    │   └── BindError               this machine refuses the port: a privileged number, no descriptors left
+    │       └── PortBusy            something on this machine has it
     ├── LeaseLost                   the lease is gone, and with it these allocations
     └── BackendError                the store
         ├── BackendUnavailable      not reached, or not able to answer, within the time given
@@ -23,23 +25,33 @@ if TYPE_CHECKING:
 
     from ._lease import HeldPort
     from .abc import PortView
+    from .probe import Verdict
 
 __all__ = [
     "AllocationError",
     "BackendError",
     "BackendUnavailable",
+    "BindError",
     "ClusterPortsError",
     "ConfigurationError",
     "ImpossibleRequest",
     "IncompatibleSchema",
     "LeaseLost",
+    "PortBusy",
     "PortInUse",
     "PortsExhausted",
 ]
 
 
+LONGEST_SHOWN = 255
+"""Characters of one name: all of a host's or an instance's; an owner may have ten thousand."""
+
+
 class ClusterPortsError(Exception):
     """The root of all errors of this library."""
+
+    def __reduce__(self) -> tuple[object, ...]:  # a worker of a process pool raises it, its parent is to see it
+        return _remade, (type(self), self.args), self.__dict__
 
 
 class ConfigurationError(ClusterPortsError):
@@ -51,15 +63,52 @@ class AllocationError(ClusterPortsError):
 
 
 class PortsExhausted(AllocationError):
-    """Too few ports are free now; the same request may succeed later."""
+    """Too few ports are free now; the same request may succeed later.
 
-    def __init__(self, range: str, first: int, last: int, count: int = 1) -> None:
-        what = "an unused port" if count == 1 else f"{count} unused ports"
-        super().__init__(f"Unable to find {what} in range '{range}' ({first}-{last})")
+    ``range`` is "" where no range was asked for, only the port ``first``. ``count`` ports were wanted, as one block
+    if ``contiguous``. ``why``: so many are not free; or ``owner`` may hold no more than ``limit`` of this range; or
+    others wait for what is free. ``waited``: seconds. ``host``: where, if the message is to say so.
+    """
+
+    def __init__(
+        self,
+        range: str,
+        first: int,
+        last: int,
+        count: int = 1,
+        *,
+        contiguous: bool = False,
+        why: Literal["taken", "limit", "queue"] = "taken",
+        limit: int | None = None,
+        owner: str = "",
+        waited: float = 0.0,
+        host: str | None = None,
+    ) -> None:
+        what = "an unused port"
+        if count > 1:
+            what = f"a block of {count} unused ports" if contiguous else f"{count} unused ports"
+        message = f"Unable to find {what} in range {_quoted(range)} ({first}-{last})"
+        if not range:
+            message = f"Unable to take port {first}"
+        if host is not None:
+            message += f" on host {_quoted(host)}"
+        if waited > 0:
+            message += f" within {waited:g} s"
+        if why == "limit":
+            message += f": owner {_quoted(owner)} may hold at most {limit} here"
+        elif why == "queue":
+            message += ": others wait for them already" if range else ": others wait for it already"
+        super().__init__(message)
         self.range = range
         self.first = first
         self.last = last
         self.count = count
+        self.contiguous = contiguous
+        self.why = why
+        self.limit = limit
+        self.owner = owner
+        self.waited = waited
+        self.host = host
 
 
 class ImpossibleRequest(AllocationError):
@@ -69,20 +118,41 @@ class ImpossibleRequest(AllocationError):
 class PortInUse(AllocationError):
     """The port that was asked for by number is taken.
 
-    ``holder`` is what the store knows of it: state, owner, instance, fence.
+    ``holder`` is what is known of it: state, owner, instance, fence. One in the state ``foreign`` without an
+    instance was found just now: something outside clusterports has it on the host.
     """
 
     def __init__(self, host: str, holder: PortView) -> None:
-        who = f"held by instance {holder.instance!r}" if holder.state == "held" else holder.state
-        if holder.free_in is not None:
-            seconds = max(0, holder.free_in) / 1e6
-            who = f"{holder.state} for another {seconds:.1f} s, last held by instance {holder.instance!r}"
-        owner = f", owner {holder.owner!r}" if holder.owner else ""
-        super().__init__(
-            f"Port {holder.number}/{holder.protocol} on host {host!r} is {who}{owner} (range '{holder.range}')"
-        )
+        instance = f"instance {_quoted(holder.instance)}"
+        left = f"for another {max(0, holder.free_in or 0) / 1e6:.1f} s"
+        if holder.state == "held":
+            state = f"held by {instance}"
+        elif holder.state == "cooling":
+            state = f"cooling {left}, last held by {instance}"
+        elif holder.instance:
+            state = f"marked as foreign {left}, seen by {instance}"
+        else:
+            state = "in use by a process outside clusterports"
+        owner = f", owner {_quoted(holder.owner)}" if holder.owner else ""
+        range = f" (range {_quoted(holder.range)})" if holder.range else ""
+        super().__init__(f"Port {holder.number}/{holder.protocol} on host {_quoted(host)} is {state}{owner}{range}")
         self.host = host
         self.holder = holder
+
+
+class BindError(AllocationError):
+    """This machine refuses the port; ``verdict`` is what :mod:`clusterports.probe` says of it.
+
+    An allocation whose socket could not be had is held all the same.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(f"Unable to bind port {verdict.reason}")
+        self.verdict = verdict
+
+
+class PortBusy(BindError):
+    """Something on this machine has the port, and nothing was bound."""
 
 
 class LeaseLost(ClusterPortsError):
@@ -124,3 +194,12 @@ class BackendUnavailable(BackendError):
 
 class IncompatibleSchema(BackendError):
     """The server, or the data in it, is of a version that this client cannot use."""
+
+
+def _remade(kind: type[ClusterPortsError], args: tuple[object, ...]) -> ClusterPortsError:
+    return kind.__new__(kind, *args)
+
+
+def _quoted(text: str) -> str:
+    """A name or an owner, on one line of a terminal."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}...")

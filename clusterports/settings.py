@@ -10,26 +10,38 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from ._names import NAME_BOUND, is_name
 from ._text import printable, redact_url, show
 from .errors import ConfigurationError
 from .ranges import (
+    COOLING_BOUND,
+    DEFAULT_QUARANTINE,
+    EXCLUDE_BOUND,
     LIBVIRT_RANGES,
+    LIMIT_BOUND,
+    MAX_COOLING,
     MAX_PORT,
-    MAX_QUARANTINE,
     PORT_BOUND,
-    QUARANTINE_BOUND,
+    SCOPE_BOUND,
+    STATIC_BAND_BOUND,
+    STRATEGY_BOUND,
     PortRange,
+    Scope,
+    Span,
+    Strategy,
     is_range_name,
+    misfit,
+    parse_spans,
 )
 from .ranges import NAME_BOUND as RANGE_NAME_BOUND
 
@@ -58,8 +70,19 @@ _BOUNDS = {
     "timeout": "a number of seconds above 0, at most 3600",
     "ranges": "a table of ranges by name",
     "strict": "true or false",
+    "probe": "true (or auto) or false",
 }
-_RANGE_BOUNDS = {"first": PORT_BOUND, "last": PORT_BOUND, "quarantine": QUARANTINE_BOUND}
+_RANGE_BOUNDS = {
+    "first": PORT_BOUND,
+    "last": PORT_BOUND,
+    "scope": SCOPE_BOUND,
+    "strategy": STRATEGY_BOUND,
+    "exclude": EXCLUDE_BOUND,
+    "static_band": STATIC_BAND_BOUND,
+    "cooldown": COOLING_BOUND,
+    "quarantine": COOLING_BOUND,
+    "limit": LIMIT_BOUND,
+}
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ranges": {span.name: {"first": span.first, "last": span.last} for span in LIBVIRT_RANGES}
@@ -70,6 +93,25 @@ def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a truth value is not a number")
     return value
+
+
+def _no_auto(value: object) -> object:
+    return True if value == "auto" else value
+
+
+def _good_spans(value: object) -> tuple[Span, ...]:
+    if isinstance(value, str):  # from a variable
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    try:
+        return parse_spans(value)
+    except ValueError as error:
+        raise _fault("", str(error)) from None
+
+
+def _fault(key: str, text: str) -> PydanticCustomError:
+    """An error with a text of our own; ``key``: what is wrong inside the table, if not all of the value."""
+    return PydanticCustomError("fault", "{text}", {"key": key, "text": text})
 
 
 def _good_url(value: str) -> str:
@@ -91,6 +133,7 @@ def _good_range_name(value: str) -> str:
 
 
 _Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_PORT)]
+_Cooling = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_COOLING, allow_inf_nan=False)]
 _Name = Annotated[str, AfterValidator(_good_name)]
 _RangeName = Annotated[str, AfterValidator(_good_range_name)]
 
@@ -102,13 +145,19 @@ class RangeSettings(BaseModel):
 
     first: _Port
     last: _Port
-    quarantine: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_QUARANTINE, allow_inf_nan=False)] = 15.0
+    scope: Scope = "host"
+    strategy: Strategy = "lowest"
+    exclude: Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_good_spans)] = ()
+    static_band: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)] = 0
+    cooldown: _Cooling = 0.0
+    quarantine: _Cooling = DEFAULT_QUARANTINE
+    limit: Annotated[int, BeforeValidator(_no_bool), Field(ge=1)] | None = None
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.first > self.last:
-            bounds = {"first": self.first, "last": self.last}
-            raise PydanticCustomError("span", "must be at most last ({last}), got {first}", bounds)
+    def _fits(self) -> Self:
+        wrong = misfit(self.first, self.last, self.exclude, self.static_band)
+        if wrong is not None:
+            raise _fault(*wrong)
         return self
 
 
@@ -122,7 +171,8 @@ class Settings(BaseSettings):
     name, and for a name that no other process has. ``ttl``: seconds after its last heartbeat at which a lease
     runs out, 0.1 to 3600. ``timeout``: seconds that one call to the store may take with its retries, above 0
     and at most 3600. ``ranges``: by name; libvirt's are there unless overridden. ``strict``: a lease that was
-    not renewed in time is given up at once.
+    not renewed in time is given up at once. ``probe``: a port of this machine is tried before it is handed
+    out.
 
     :raises ConfigurationError: names each bad key, where it was set, the value and the bound.
     """
@@ -138,6 +188,7 @@ class Settings(BaseSettings):
     timeout: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=3600, allow_inf_nan=False)] = 5.0
     ranges: dict[_RangeName, RangeSettings] = {}
     strict: bool = False
+    probe: Annotated[bool, BeforeValidator(_no_auto)] = True
 
     def __init__(
         self,
@@ -150,6 +201,7 @@ class Settings(BaseSettings):
         timeout: float | str | None = None,
         ranges: Mapping[str, Mapping[str, object]] | None = None,
         strict: bool | None = None,
+        probe: bool | Literal["auto"] | None = None,
         based_on: Settings | None = None,
     ) -> None:
         arguments = {
@@ -160,6 +212,7 @@ class Settings(BaseSettings):
             "timeout": timeout,
             "ranges": ranges,
             "strict": strict,
+            "probe": probe,
         }
         given = {key: value for key, value in arguments.items() if value is not None}
         layers = [
@@ -200,7 +253,7 @@ class Settings(BaseSettings):
     def port_ranges(self) -> dict[str, PortRange]:
         """The ranges by name, sorted."""
         return {
-            name: PortRange(name, span.first, span.last, quarantine=span.quarantine)
+            name: PortRange(name, **{key: getattr(span, key) for key in _RANGE_BOUNDS})
             for name, span in sorted(self.ranges.items())
         }
 
@@ -350,12 +403,13 @@ def _explain(error: ErrorDetails, layers: list[_Layer]) -> str:
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return f"{_where(path, path, layers)}: there is no such setting; {hint}"
-    if error["type"] == "span":
-        return f"{_where((*path, 'first'), path, layers)}: {error['msg']}"
+    if error["type"] == "fault":
+        key = error.get("ctx", {})["key"]
+        return f"{_where((*path, key) if key else path, path, layers)}: {error['msg']}"
     if len(path) == 1:
         bound = _BOUNDS[path[0]]
     elif len(path) == 2:
-        bound = "a table with first, last and, if need be, quarantine"
+        bound = "a table with at least first and last"
     else:
         bound = _RANGE_BOUNDS[path[2]]
     if error["type"] == "missing":

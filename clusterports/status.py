@@ -5,18 +5,20 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ._names import is_host_space, space_host
+from ._names import is_cluster_space, is_host_space, space_host
 from ._text import show
 from .errors import ConfigurationError
+from .ranges import Scope, merged, without
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from .abc import LeaseView, PortView, Protocol4, SpaceView
-    from .ranges import PortRange
+    from .ranges import PortRange, Span, Strategy
 
 __all__ = ["ClusterStatus", "HostStatus", "LeaseStatus", "PortStatus", "RangeOnHost", "RangeStatus"]
 
@@ -50,13 +52,15 @@ class LeaseStatus:
 class PortStatus(NamedTuple):
     """A port that is not free. A plain tuple, since there may be a hundred thousand of them.
 
-    ``state`` is ``"held"``, ``"cooling"`` or ``"foreign"``; ``since``: when it was granted; ``free_in``: seconds,
-    None while it is held.
+    ``range``: None when it was claimed without one. ``state`` is ``"held"``, ``"cooling"`` or ``"foreign"``.
+    ``instance``: who holds it, held it last, or saw that something foreign has it. ``since``: when it was granted.
+    ``free_in``: seconds, None while it is held. ``host``: where it is bound. ``outside``: its range was changed
+    since, and would not give this number here any more.
     """
 
     number: int
     protocol: Protocol4
-    range: str
+    range: str | None
     state: str
     owner: str
     labels: Mapping[str, str]
@@ -65,6 +69,8 @@ class PortStatus(NamedTuple):
     fence: int
     since: datetime
     free_in: float | None
+    host: str
+    outside: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of :meth:`ClusterStatus.to_dict`."""
@@ -79,16 +85,23 @@ class PortStatus(NamedTuple):
             "fence": self.fence,
             "since": _iso(self.since),
             "free_in_s": self.free_in,
+            "host": self.host,
+            "outside": self.outside,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """A host that has a space in the store: leases by instance, ports by number."""
+    """A host that has a space in the store: leases by instance, ports by number.
+
+    ``host`` is ``""`` for what is unique in the whole cluster; there each port says where it is bound. ``waiting``:
+    how many callers wait for a port.
+    """
 
     host: str
     leases: tuple[LeaseStatus, ...]
     ports: tuple[PortStatus, ...]
+    waiting: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of :meth:`ClusterStatus.to_dict`."""
@@ -96,15 +109,19 @@ class HostStatus:
             "host": self.host,
             "leases": [lease.to_dict() for lease in self.leases],
             "ports": [port.to_dict() for port in self.ports],
+            "waiting": self.waiting,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class RangeOnHost:
-    """How many numbers of a range are in which state on a host; together they are the range's size.
+    """How many numbers of a range are in which state on a host, or with ``host=""`` in the cluster.
 
     A number counts once, whatever range or protocol it was given for: as held if it is held for any protocol,
-    else as cooling, else as foreign.
+    else as cooling, else as foreign. Of the others, ``excluded`` are never given out: the range excludes them, or,
+    on a host, they belong to a range of the cluster. The five together are the range's size.
+    ``band_free``: how many of the free ones are in the static band. ``outside``: how many numbers were given for
+    this range and would not be today, since it was changed.
     """
 
     host: str
@@ -112,6 +129,9 @@ class RangeOnHost:
     cooling: int
     foreign: int
     free: int
+    excluded: int = 0
+    band_free: int = 0
+    outside: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of :meth:`ClusterStatus.to_dict`."""
@@ -121,18 +141,30 @@ class RangeOnHost:
             "cooling": self.cooling,
             "foreign": self.foreign,
             "free": self.free,
+            "excluded": self.excluded,
+            "band_free": self.band_free,
+            "outside": self.outside,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class RangeStatus:
-    """A configured range on every host that has a space."""
+    """A configured range on every host that has a space, or, when its scope is the cluster, in the cluster's.
+
+    The rest is as in :class:`~clusterports.PortRange`.
+    """
 
     name: str
     first: int
     last: int
     size: int
-    scope: str
+    scope: Scope
+    strategy: Strategy
+    limit: int | None
+    exclude: tuple[Span, ...]
+    static_band: int
+    quarantine: float
+    cooldown: float
     hosts: tuple[RangeOnHost, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,13 +175,22 @@ class RangeStatus:
             "last": self.last,
             "size": self.size,
             "scope": self.scope,
+            "strategy": self.strategy,
+            "limit": self.limit,
+            "exclude": [list(span) for span in self.exclude],
+            "static_band": self.static_band,
+            "quarantine_s": self.quarantine,
+            "cooldown_s": self.cooldown,
             "hosts": [host.to_dict() for host in self.hosts],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """The whole cluster at one moment, by this machine's clock: hosts and ranges sorted by name."""
+    """The whole cluster at one moment, by this machine's clock: hosts and ranges sorted by name.
+
+    What is unique in the whole cluster comes first, as a host with the name ``""``.
+    """
 
     backend: str
     generated_at: datetime
@@ -168,35 +209,36 @@ class ClusterStatus:
     ) -> ClusterStatus:
         """Put the views of the store in order.
 
-        ``host``: this one only. ``range``: ports and counts of this range only; leases are shown all the same.
+        ``ranges``: all that are configured, since those of the cluster take their numbers from the others.
+        ``host``: this one only, with those ports of the cluster that are bound there; counts in the cluster are of
+        all of it. ``range``: ports and counts of this range only; leases are shown all the same.
 
         :raises ConfigurationError: when ``range`` is neither configured nor found in the store.
         """
         now = generated_at.astimezone(UTC)
-        views = sorted(
-            ((space_host(view.space), view) for view in spaces if is_host_space(view.space)), key=itemgetter(0)
-        )
+        views = sorted(_named(spaces), key=itemgetter(0))
         if range is not None:
-            known = {one.name for one in ranges} | {port.range for _, view in views for port in view.ports}
+            known = {one.name for one in ranges} | {port.range for _, view in views for port in view.ports} - {""}
             if range not in known:
                 raise ConfigurationError(f"range: must be one of {', '.join(sorted(known))}; got {show(range)}")
-        shown = [(name, view) for name, view in views if host is None or name == host]
-        taken = [(name, _numbers(view)) for name, view in shown]
+        shown = [(name, view) for name, view in views if host is None or name in ("", host)]
+        rules = _rules(ranges)
+        given: dict[Scope, dict[str, Collection[int]]] = {
+            scope: {rule.span.name: rule.given if rule.span.scope == scope else () for rule in rules}
+            for scope in get_args(Scope)
+        }
+        taken = [(name, _taken(view, given[_scope(name)])) for name, view in shown]
         return cls(
             backend=backend,
             generated_at=now,
-            hosts=tuple(_host(name, view, now, range) for name, view in shown),
+            hosts=tuple(
+                _host(name, view, numbers.outside, now, range, None if name else host)
+                for (name, view), (_, numbers) in zip(shown, taken, strict=True)
+            ),
             ranges=tuple(
-                RangeStatus(
-                    name=one.name,
-                    first=one.first,
-                    last=one.last,
-                    size=one.size,
-                    scope="host",
-                    hosts=tuple(_on_host(name, one, numbers) for name, numbers in taken),
-                )
-                for one in sorted(ranges, key=attrgetter("name"))
-                if range is None or one.name == range
+                _range(rule, [(name, numbers) for name, numbers in taken if _scope(name) == rule.span.scope])
+                for rule in rules
+                if range is None or rule.span.name == range
             ),
         )
 
@@ -211,19 +253,75 @@ class ClusterStatus:
         }
 
 
-def _host(name: str, view: SpaceView, now: datetime, only: str | None) -> HostStatus:
+class _Rule(NamedTuple):
+    """A range, the numbers that it gives, and how many of these are in the static band, below the border."""
+
+    span: PortRange
+    given: Collection[int]
+    band: int
+    border: int
+
+
+class _Taken(NamedTuple):
+    """Numbers that are not free, sorted: each in one of the states only, and in ``all``. ``outside``: by range."""
+
+    held: list[int]
+    cooling: list[int]
+    foreign: list[int]
+    all: list[int]
+    outside: dict[str, set[int]]
+
+
+def _named(spaces: Iterable[SpaceView]) -> Iterator[tuple[str, SpaceView]]:
+    """Each with its host, or with "" for the cluster's; nothing of a cluster whose space nobody has used."""
+    for view in spaces:
+        if is_cluster_space(view.space):
+            if view.fence or view.leases or view.ports:
+                yield "", view
+        elif is_host_space(view.space) and (name := space_host(view.space)):
+            yield name, view
+
+
+def _scope(name: str) -> Scope:
+    return "host" if name else "cluster"
+
+
+def _rules(ranges: Iterable[PortRange]) -> list[_Rule]:
+    ordered = sorted(ranges, key=attrgetter("name"))
+    cluster = [(one.first, one.last) for one in ordered if one.scope == "cluster"]
+    rules = []
+    for one in ordered:
+        holes = one.exclude if one.scope == "cluster" else merged((*one.exclude, *cluster))
+        parts = [range(first, last + 1) for first, last in without(((one.first, one.last),), holes)]
+        given = parts[0] if len(parts) == 1 else frozenset(chain.from_iterable(parts))
+        border = one.first + one.static_band
+        rules.append(_Rule(one, given, sum(number in given for number in range(one.first, border)), border))
+    return rules
+
+
+def _host(
+    name: str, view: SpaceView, outside: Mapping[str, set[int]], now: datetime, only: str | None, bound: str | None
+) -> HostStatus:
+    """``only``: ports of this range. ``bound``: ports that are bound there, and leases that hold one of them."""
     counts: dict[int, int] = {}
     for port in view.ports:
         if port.state == "held":
             counts[port.lease] = counts.get(port.lease, 0) + 1
-    ports = [_port(port, now) for port in view.ports if only is None or port.range == only]
+    here: Sequence[PortView] = view.ports
+    leases: Sequence[LeaseView] = view.leases
+    if bound is not None:
+        here = [port for port in here if port.host == bound]
+        holders = {port.lease for port in here if port.state == "held"}
+        leases = [lease for lease in leases if lease.lease in holders]
+    oldest = int(now.timestamp()) * 1_000_000
+    ports = [_port(port, name, outside, now, oldest) for port in here if only is None or port.range == only]
     return HostStatus(
         host=name,
         leases=tuple(
-            _lease(lease, counts.get(lease.lease, 0))
-            for lease in sorted(view.leases, key=attrgetter("instance", "lease"))
+            _lease(lease, counts.get(lease.lease, 0)) for lease in sorted(leases, key=attrgetter("instance", "lease"))
         ),
         ports=tuple(sorted(ports, key=attrgetter("number", "protocol"))),
+        waiting=view.waiting,
     )
 
 
@@ -232,13 +330,13 @@ def _lease(view: LeaseView, ports: int) -> LeaseStatus:
     return LeaseStatus(view.lease, view.instance, state, _seconds(view.expires_in), ports)
 
 
-def _port(view: PortView, now: datetime) -> PortStatus:
+def _port(view: PortView, host: str, outside: Mapping[str, set[int]], now: datetime, oldest: int) -> PortStatus:
     # an age beyond the epoch is damaged data, and no reason to show nothing at all
-    age = min(view.age, int(now.timestamp()) * 1_000_000)
+    age = min(view.age, oldest)
     return PortStatus(
         number=view.number,
         protocol=view.protocol,
-        range=view.range,
+        range=view.range or None,
         state=view.state,
         owner=view.owner,
         labels=view.labels,
@@ -247,21 +345,68 @@ def _port(view: PortView, now: datetime) -> PortStatus:
         fence=view.fence,
         since=now - timedelta(microseconds=age),
         free_in=None if view.free_in is None else _seconds(view.free_in),
+        host=host or view.host,
+        outside=view.range in outside and view.number in outside[view.range],
     )
 
 
-def _numbers(view: SpaceView) -> tuple[list[int], list[int], list[int]]:
-    """The numbers that are held, cooling, foreign; sorted, and each in one list only."""
+def _taken(view: SpaceView, given: Mapping[str, Collection[int]]) -> _Taken:
     by_state: dict[str, set[int]] = {"held": set(), "cooling": set(), "foreign": set()}
+    outside: dict[str, set[int]] = {}
     for port in view.ports:
         by_state[port.state].add(port.number)
+        if port.range in given and port.number not in given[port.range]:
+            outside.setdefault(port.range, set()).add(port.number)
     held, cooling, foreign = by_state.values()
-    return sorted(held), sorted(cooling - held), sorted(foreign - held - cooling)
+    return _Taken(
+        sorted(held),
+        sorted(cooling - held),
+        sorted(foreign - held - cooling),
+        sorted(held | cooling | foreign),
+        outside,
+    )
 
 
-def _on_host(name: str, one: PortRange, numbers: tuple[list[int], list[int], list[int]]) -> RangeOnHost:
-    held, cooling, foreign = (bisect_right(n, one.last) - bisect_left(n, one.first) for n in numbers)
-    return RangeOnHost(name, held, cooling, foreign, one.size - held - cooling - foreign)
+def _range(rule: _Rule, taken: Iterable[tuple[str, _Taken]]) -> RangeStatus:
+    one = rule.span
+    return RangeStatus(
+        name=one.name,
+        first=one.first,
+        last=one.last,
+        size=one.size,
+        scope=one.scope,
+        strategy=one.strategy,
+        limit=one.limit,
+        exclude=one.exclude,
+        static_band=one.static_band,
+        quarantine=one.quarantine,
+        cooldown=one.cooldown,
+        hosts=tuple(_on_host(name, rule, numbers) for name, numbers in taken),
+    )
+
+
+def _on_host(name: str, rule: _Rule, taken: _Taken) -> RangeOnHost:
+    one, given = rule.span, rule.given
+    held, cooling, foreign = (_count(numbers, one.first, one.last) for numbers in taken[:3])
+    inside = taken.all[bisect_left(taken.all, one.first) : bisect_right(taken.all, one.last)]
+    band_free = rule.band
+    if band_free:
+        band_free -= sum(number in given for number in inside[: bisect_left(inside, rule.border)])
+    free = len(given) - (len(inside) if len(given) == one.size else sum(number in given for number in inside))
+    return RangeOnHost(
+        host=name,
+        held=held,
+        cooling=cooling,
+        foreign=foreign,
+        free=free,
+        excluded=one.size - len(inside) - free,
+        band_free=band_free,
+        outside=len(taken.outside.get(one.name, ())),
+    )
+
+
+def _count(numbers: list[int], first: int, last: int) -> int:
+    return bisect_right(numbers, last) - bisect_left(numbers, first)
 
 
 def _seconds(microseconds: int) -> float:

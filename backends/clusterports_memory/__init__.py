@@ -6,13 +6,15 @@ monotonic, and can be passed in for tests.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from clusterports._space import Space
-from clusterports.abc import AsyncBackend, Backend
+from clusterports.abc import AsyncBackend, AsyncWatch, Backend, Capability, Watch
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
         Granted,
         Held,
         Holder,
+        Marked,
         Occupied,
         Opened,
         Port,
+        Queued,
         Reclaimed,
         Released,
         Renewal,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
         Request,
         SpaceView,
         Stale,
+        Wait,
     )
 
 __all__ = ["AsyncMemoryBackend", "MemoryBackend", "Store", "connect", "connect_async"]
@@ -55,7 +60,71 @@ class Store:
 
     def space(self, name: str) -> Space:
         """One that nobody opened yet is empty, and not kept."""
-        return self.spaces.get(name) or Space(name)
+        return self.spaces.get(name) or WatchedSpace(name)
+
+
+class WatchedSpace(Space):
+    """A space that tells those who wait when their turn may have come."""
+
+    def __init__(self, name: str) -> None:
+        self.wakes: set[Callable[[], object]] = set()
+        super().__init__(name)
+
+    @property
+    def stirred(self) -> bool:
+        return False
+
+    @stirred.setter
+    def stirred(self, value: bool) -> None:
+        for wake in self.wakes if value else ():
+            wake()
+
+
+class MemoryWatch(Watch):
+    """Woken by the step that frees something."""
+
+    def __init__(self, store: Store, space: str) -> None:
+        self._store = store
+        self._space = cast("WatchedSpace", store.space(space))
+        self._event = threading.Event()
+        with store.lock:
+            self._space.wakes.add(self._event.set)
+
+    def wait(self, seconds: float) -> None:
+        self._event.wait(seconds)
+        self._event.clear()
+
+    def close(self) -> None:
+        with self._store.lock:
+            self._space.wakes.discard(self._event.set)
+
+
+class AsyncMemoryWatch(AsyncWatch):
+    """The same for tasks."""
+
+    def __init__(self, store: Store, space: str) -> None:
+        self._store = store
+        self._space = cast("WatchedSpace", store.space(space))
+        self._event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # its loop is closed, and nobody waits there any more
+                loop.call_soon_threadsafe(self._event.set)
+
+        self._wake = wake
+        with store.lock:
+            self._space.wakes.add(wake)
+
+    async def wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        self._event.clear()
+
+    async def close(self) -> None:
+        with self._store.lock:
+            self._space.wakes.discard(self._wake)
 
 
 _shared: dict[str, Store] = {}
@@ -78,6 +147,7 @@ class MemoryBackend(Backend):
     """`Space` as it is."""
 
     name = "memory"
+    capabilities = frozenset({Capability.WAKES})
 
     def __init__(self, store: Store | None = None) -> None:
         self._store = store or Store()
@@ -89,11 +159,16 @@ class MemoryBackend(Backend):
             return opened.open(store.clock(), instance, token, ttl, supersede)
 
     def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
         store = self._store
         with store.lock:
-            return store.space(space).acquire(store.clock(), holder, request, asks)
+            return store.space(space).acquire(store.clock(), holder, request, asks, wait)
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        store = self._store
+        with store.lock:
+            return store.space(space).preview(store.clock(), asks)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
         store = self._store
@@ -107,6 +182,24 @@ class MemoryBackend(Backend):
         store = self._store
         with store.lock:
             return store.space(space).release(store.clock(), holder, ports)
+
+    def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        store = self._store
+        with store.lock:
+            found = store.space(space)
+            return found.mark_foreign(
+                store.clock(), holder, ports, range=range, duration=duration, most=most, host=host
+            )
 
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         store = self._store
@@ -133,6 +226,9 @@ class MemoryBackend(Backend):
         with store.lock:
             return sorted(n for n, space in store.spaces.items() if instance is None or space.has(instance))
 
+    def watch(self, space: str, ticket: int) -> Watch:
+        return MemoryWatch(self._store, space)
+
     def close(self) -> None:
         pass
 
@@ -141,6 +237,7 @@ class AsyncMemoryBackend(AsyncBackend):
     """The same for tasks: a step takes microseconds, so it runs where it is called."""
 
     name = "memory"
+    capabilities = frozenset({Capability.WAKES})
 
     def __init__(self, store: Store | None = None) -> None:
         self._sync = MemoryBackend(store)
@@ -149,9 +246,25 @@ class AsyncMemoryBackend(AsyncBackend):
         return self._sync.open(space, instance, token=token, ttl=ttl, supersede=supersede)
 
     async def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
-        return self._sync.acquire(space, holder, request, asks)
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
+        return self._sync.acquire(space, holder, request, asks, wait)
+
+    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        return self._sync.preview(space, asks)
+
+    async def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        return self._sync.mark_foreign(space, holder, ports, range=range, duration=duration, most=most, host=host)
 
     async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
         return self._sync.renew(renewals)
@@ -173,6 +286,9 @@ class AsyncMemoryBackend(AsyncBackend):
 
     async def spaces(self, instance: str | None = None) -> list[str]:
         return self._sync.spaces(instance)
+
+    async def watch(self, space: str, ticket: int) -> AsyncWatch:
+        return AsyncMemoryWatch(self._sync._store, space)
 
     async def close(self) -> None:
         self._sync.close()

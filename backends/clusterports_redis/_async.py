@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
+import time
 from collections import deque
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +14,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import Connection
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from clusterports.abc import AsyncBackend, Capability, Gone, Released
+from clusterports._space import Space
+from clusterports.abc import AsyncBackend, AsyncWatch, Capability, Gone, Marked, Released
 from clusterports.errors import BackendError, ConfigurationError
 
 from . import _wire as wire
@@ -43,12 +46,14 @@ if TYPE_CHECKING:
         Occupied,
         Opened,
         Port,
+        Queued,
         Reclaimed,
         Renewal,
         Renewed,
         Request,
         SpaceView,
         Stale,
+        Wait,
     )
 
 __all__ = ["AsyncRedisBackend"]
@@ -115,6 +120,13 @@ class OwnConnections:
             raise
         await self._put_back(connection, *(reply for reply in replies if isinstance(reply, BaseException)))
         return replies
+
+    def pubsub(self) -> Any:
+        """For one who waits. redis-py may repeat a subscription as it likes."""
+        from redis.asyncio.client import PubSub
+        from redis.asyncio.connection import ConnectionPool
+
+        return PubSub(ConnectionPool(connection_class=self._class, **self._arguments))
 
     async def close(self) -> None:
         self._closed = True
@@ -192,8 +204,45 @@ class CallersClient:
         replies: list[Any] = await pipe.execute(raise_on_error=False)
         return replies
 
+    def pubsub(self) -> Any:
+        return self._client.pubsub()
+
     async def close(self) -> None:
         pass
+
+
+class _Subscription(AsyncWatch):
+    """A channel of our own, on which a script that frees something publishes."""
+
+    def __init__(self, pubsub: Any) -> None:
+        self._pubsub = pubsub
+
+    @classmethod
+    async def begin(cls, pubsub: Any, channel: str, seconds: float) -> _Subscription:
+        try:
+            await pubsub.subscribe(channel)
+            if await pubsub.get_message(timeout=seconds) is None:  # the confirmation
+                raise redis_errors.TimeoutError("no answer to SUBSCRIBE")
+        except BaseException:
+            await pubsub.aclose()  # async-only
+            # sync-only: pubsub.close()
+            raise
+        return cls(pubsub)
+
+    async def wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        left = seconds
+        try:
+            while left > 0:
+                if await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=left) is not None:
+                    return
+                left = until - time.monotonic()
+        except (redis_errors.RedisError, OSError):  # a lost hint; the next pause tries again
+            await super().wait(max(0.0, until - time.monotonic()))
+
+    async def close(self) -> None:
+        await self._pubsub.aclose()  # async-only
+        # sync-only: self._pubsub.close()
 
 
 class _Transient(Exception):
@@ -207,7 +256,7 @@ class AsyncRedisBackend(AsyncBackend):
     """
 
     name = "redis"
-    capabilities = frozenset({Capability.PROCESSES})
+    capabilities = frozenset({Capability.PROCESSES, Capability.WAKES})
 
     def __init__(
         self, connections: OwnConnections | CallersClient, *, timeout: float = 5.0, scripts: Scripts = SCRIPTS
@@ -226,7 +275,7 @@ class AsyncRedisBackend(AsyncBackend):
     # ---------------------------------------------------------------- steps
 
     async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
-        reply = await self._run("open", space, wire.open_args(instance, token, ttl, supersede))
+        reply = await self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede))
         try:
             await self._call("SADD", wire.SPACES, space)
         except BackendError as error:  # the index serves status only; the lease is ours
@@ -234,43 +283,78 @@ class AsyncRedisBackend(AsyncBackend):
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     async def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
-        reply = await self._run("acquire", space, wire.acquire_args(holder, request, asks))
-        return wire.reply_of(reply)  # type: ignore[no-any-return]
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
+        args = wire.acquire_args(holder, request, asks, wait)
+        return wire.reply_of(await self._run("acquire", wire.keys_for(space, asks), args))  # type: ignore[no-any-return]
+
+    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        reply = await self._run("preview", wire.keys_for(space, asks), wire.preview_args(asks))
+        return wire.reply_of(reply) if len(reply) > 1 else Space(space).preview(0, asks)
 
     async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
-        outcomes = await self._batch("renew", [(renewal.space, wire.renew_args(renewal)) for renewal in renewals])
+        outcomes = await self._batch(
+            "renew", [(wire.keys(renewal.space), wire.renew_args(renewal)) for renewal in renewals]
+        )
         return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
 
     async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
         count = 0
         for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
             part = ports[start : start + wire.RELEASE_AT_ONCE]
-            reply = wire.reply_of(await self._run("release", space, wire.release_args(holder, part)))
+            reply = wire.reply_of(await self._run("release", wire.keys(space), wire.release_args(holder, part)))
             if isinstance(reply, Gone):
                 return reply
             count += reply.count
         return Released(count)
 
+    async def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        count = 0
+        for start in builtins.range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
+            part = ports[start : start + wire.RELEASE_AT_ONCE]
+            args = wire.foreign_args(holder, part, host, range, duration, most)
+            reply = wire.reply_of(await self._run("foreign", wire.keys(space), args))
+            if isinstance(reply, Gone):
+                return reply
+            count += reply.count
+        return Marked(count)
+
+    async def watch(self, space: str, ticket: int) -> AsyncWatch:
+        channel = wire.wake_channel(space, ticket)
+        try:
+            return await _Subscription.begin(self._link.pubsub(), channel, self._timeout)
+        except (redis_errors.RedisError, OSError) as error:
+            logger.info("no wake-up for who waits, only pauses: %s", error)
+            return AsyncWatch()
+
     async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
-        reply = await self._run("close", space, wire.close_args(holder, quarantine))
+        reply = await self._run("close", wire.keys(space), wire.close_args(holder, quarantine))
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     async def reclaim(self, space: str) -> Reclaimed:
-        return wire.reply_of(await self._run("reclaim", space, []))  # type: ignore[no-any-return]
+        return wire.reply_of(await self._run("reclaim", wire.keys(space), []))  # type: ignore[no-any-return]
 
     # ---------------------------------------------------------------- reads
 
     async def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
-        reply = await self._run("held", space, wire.held_args(holder, after))
+        reply = await self._run("held", wire.keys(space), wire.held_args(holder, after))
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     async def read(self, spaces: Sequence[str]) -> list[SpaceView]:
         readers = [wire.SpaceReader(space) for space in spaces]
         waiting = readers
         while waiting:
-            pages = await self._batch("read", [(reader.space, reader.args()) for reader in waiting])
+            pages = await self._batch("read", [(wire.keys(reader.space), reader.args()) for reader in waiting])
             for page in pages:
                 if isinstance(page, BaseException):
                     raise page
@@ -299,13 +383,13 @@ class AsyncRedisBackend(AsyncBackend):
 
     # ---------------------------------------------------------------- running scripts
 
-    async def _run(self, operation: str, space: str, args: list[Any]) -> Any:
+    async def _run(self, operation: str, keys: tuple[str, ...], args: list[Any]) -> Any:
         script = getattr(self._scripts, operation)
         try:
-            return await self._link.call("EVALSHA", script.sha, 5, *wire.keys(space), *args)
+            return await self._link.call("EVALSHA", script.sha, len(keys), *keys, *args)
         except (redis_errors.RedisError, Unreached, OSError) as error:
             first = error
-        (outcome,) = await self._batch(operation, [(space, args)], first)
+        (outcome,) = await self._batch(operation, [(keys, args)], first)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -318,10 +402,10 @@ class AsyncRedisBackend(AsyncBackend):
         return outcome
 
     async def _batch(
-        self, operation: str, jobs: Sequence[tuple[str, list[Any]]], first: BaseException | None = None
+        self, operation: str, jobs: Sequence[tuple[tuple[str, ...], list[Any]]], first: BaseException | None = None
     ) -> list[Any]:
         """Run one operation on many spaces; an outcome is a reply or a `BackendError`."""
-        commands = [(operation, 5, *wire.keys(space), *args) for space, args in jobs]
+        commands = [(operation, len(keys), *keys, *args) for keys, args in jobs]
         outcomes: list[Any] = []
         for start in range(0, len(commands), _BATCH):
             outcomes += await self._repeat(commands[start : start + _BATCH], self._scripted, first)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["SCRIPTS", "Script", "Scripts"]
 
-_NAMES: Final = ("open", "acquire", "renew", "release", "close", "reclaim", "held", "read")
+_NAMES: Final = ("open", "acquire", "preview", "renew", "release", "foreign", "close", "reclaim", "held", "read")
 
 
 class Script(NamedTuple):
@@ -23,8 +23,17 @@ def _read(name: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Without comments and blank lines: the server keeps every script it has seen."""
-    return "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("--"))
+    """Without comments and blank lines: the server keeps every script it has seen.
+
+    ``-- include: name`` is where a part comes that costs nothing to those who have returned before.
+    """
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("-- include: "):
+            lines.append(_code(_read(line.partition(": ")[2])))
+        elif line.strip() and not line.lstrip().startswith("--"):
+            lines.append(line)
+    return "\n".join(lines)
 
 
 class Scripts:
@@ -35,8 +44,10 @@ class Scripts:
 
     open: Script
     acquire: Script
+    preview: Script
     renew: Script
     release: Script
+    foreign: Script
     close: Script
     reclaim: Script
     held: Script
@@ -45,7 +56,7 @@ class Scripts:
     def __init__(self, clock: str | None = None, *, flags: bool = True) -> None:
         self.clock = clock or _read("clock")
         self.flags = flags
-        parts = {name: _code(_read(name)) for name in ("space", "time", "enter")} | {"clock": _code(self.clock)}
+        parts = {name: _code(_read(name)) for name in ("space", "time", "enter", "pick")} | {"clock": _code(self.clock)}
         for name in _NAMES:
             text = _read(name)
             wanted, joined, reads = (line.partition(": ")[2] for line in text.splitlines()[:3])

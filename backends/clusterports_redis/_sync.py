@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
+import time
 from collections import deque
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +16,8 @@ from redis import exceptions as redis_errors
 from redis.connection import Connection
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from clusterports.abc import Backend, Capability, Gone, Released
+from clusterports._space import Space
+from clusterports.abc import Backend, Capability, Gone, Marked, Released, Watch
 from clusterports.errors import BackendError, ConfigurationError
 
 from . import _wire as wire
@@ -45,12 +48,14 @@ if TYPE_CHECKING:
         Occupied,
         Opened,
         Port,
+        Queued,
         Reclaimed,
         Renewal,
         Renewed,
         Request,
         SpaceView,
         Stale,
+        Wait,
     )
 
 __all__ = ["RedisBackend"]
@@ -115,6 +120,13 @@ class OwnConnections:
             raise
         self._put_back(connection, *(reply for reply in replies if isinstance(reply, BaseException)))
         return replies
+
+    def pubsub(self) -> Any:
+        """For one who waits. redis-py may repeat a subscription as it likes."""
+        from redis.client import PubSub
+        from redis.connection import ConnectionPool
+
+        return PubSub(ConnectionPool(connection_class=self._class, **self._arguments))
 
     def close(self) -> None:
         self._closed = True
@@ -191,8 +203,43 @@ class CallersClient:
         replies: list[Any] = pipe.execute(raise_on_error=False)
         return replies
 
+    def pubsub(self) -> Any:
+        return self._client.pubsub()
+
     def close(self) -> None:
         pass
+
+
+class _Subscription(Watch):
+    """A channel of our own, on which a script that frees something publishes."""
+
+    def __init__(self, pubsub: Any) -> None:
+        self._pubsub = pubsub
+
+    @classmethod
+    def begin(cls, pubsub: Any, channel: str, seconds: float) -> _Subscription:
+        try:
+            pubsub.subscribe(channel)
+            if pubsub.get_message(timeout=seconds) is None:  # the confirmation
+                raise redis_errors.TimeoutError("no answer to SUBSCRIBE")
+        except BaseException:
+            pubsub.close()
+            raise
+        return cls(pubsub)
+
+    def wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        left = seconds
+        try:
+            while left > 0:
+                if self._pubsub.get_message(ignore_subscribe_messages=True, timeout=left) is not None:
+                    return
+                left = until - time.monotonic()
+        except (redis_errors.RedisError, OSError):  # a lost hint; the next pause tries again
+            super().wait(max(0.0, until - time.monotonic()))
+
+    def close(self) -> None:
+        self._pubsub.close()
 
 
 class _Transient(Exception):
@@ -206,7 +253,7 @@ class RedisBackend(Backend):
     """
 
     name = "redis"
-    capabilities = frozenset({Capability.PROCESSES})
+    capabilities = frozenset({Capability.PROCESSES, Capability.WAKES})
 
     def __init__(
         self, connections: OwnConnections | CallersClient, *, timeout: float = 5.0, scripts: Scripts = SCRIPTS
@@ -225,7 +272,7 @@ class RedisBackend(Backend):
     # ---------------------------------------------------------------- steps
 
     def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
-        reply = self._run("open", space, wire.open_args(instance, token, ttl, supersede))
+        reply = self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede))
         try:
             self._call("SADD", wire.SPACES, space)
         except BackendError as error:  # the index serves status only; the lease is ours
@@ -233,43 +280,76 @@ class RedisBackend(Backend):
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
-        reply = self._run("acquire", space, wire.acquire_args(holder, request, asks))
-        return wire.reply_of(reply)  # type: ignore[no-any-return]
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
+        args = wire.acquire_args(holder, request, asks, wait)
+        return wire.reply_of(self._run("acquire", wire.keys_for(space, asks), args))  # type: ignore[no-any-return]
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        reply = self._run("preview", wire.keys_for(space, asks), wire.preview_args(asks))
+        return wire.reply_of(reply) if len(reply) > 1 else Space(space).preview(0, asks)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
-        outcomes = self._batch("renew", [(renewal.space, wire.renew_args(renewal)) for renewal in renewals])
+        outcomes = self._batch("renew", [(wire.keys(renewal.space), wire.renew_args(renewal)) for renewal in renewals])
         return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
 
     def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
         count = 0
         for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
             part = ports[start : start + wire.RELEASE_AT_ONCE]
-            reply = wire.reply_of(self._run("release", space, wire.release_args(holder, part)))
+            reply = wire.reply_of(self._run("release", wire.keys(space), wire.release_args(holder, part)))
             if isinstance(reply, Gone):
                 return reply
             count += reply.count
         return Released(count)
 
+    def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        count = 0
+        for start in builtins.range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
+            part = ports[start : start + wire.RELEASE_AT_ONCE]
+            args = wire.foreign_args(holder, part, host, range, duration, most)
+            reply = wire.reply_of(self._run("foreign", wire.keys(space), args))
+            if isinstance(reply, Gone):
+                return reply
+            count += reply.count
+        return Marked(count)
+
+    def watch(self, space: str, ticket: int) -> Watch:
+        channel = wire.wake_channel(space, ticket)
+        try:
+            return _Subscription.begin(self._link.pubsub(), channel, self._timeout)
+        except (redis_errors.RedisError, OSError) as error:
+            logger.info("no wake-up for who waits, only pauses: %s", error)
+            return Watch()
+
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
-        reply = self._run("close", space, wire.close_args(holder, quarantine))
+        reply = self._run("close", wire.keys(space), wire.close_args(holder, quarantine))
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     def reclaim(self, space: str) -> Reclaimed:
-        return wire.reply_of(self._run("reclaim", space, []))  # type: ignore[no-any-return]
+        return wire.reply_of(self._run("reclaim", wire.keys(space), []))  # type: ignore[no-any-return]
 
     # ---------------------------------------------------------------- reads
 
     def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
-        reply = self._run("held", space, wire.held_args(holder, after))
+        reply = self._run("held", wire.keys(space), wire.held_args(holder, after))
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     def read(self, spaces: Sequence[str]) -> list[SpaceView]:
         readers = [wire.SpaceReader(space) for space in spaces]
         waiting = readers
         while waiting:
-            pages = self._batch("read", [(reader.space, reader.args()) for reader in waiting])
+            pages = self._batch("read", [(wire.keys(reader.space), reader.args()) for reader in waiting])
             for page in pages:
                 if isinstance(page, BaseException):
                     raise page
@@ -298,13 +378,13 @@ class RedisBackend(Backend):
 
     # ---------------------------------------------------------------- running scripts
 
-    def _run(self, operation: str, space: str, args: list[Any]) -> Any:
+    def _run(self, operation: str, keys: tuple[str, ...], args: list[Any]) -> Any:
         script = getattr(self._scripts, operation)
         try:
-            return self._link.call("EVALSHA", script.sha, 5, *wire.keys(space), *args)
+            return self._link.call("EVALSHA", script.sha, len(keys), *keys, *args)
         except (redis_errors.RedisError, Unreached, OSError) as error:
             first = error
-        (outcome,) = self._batch(operation, [(space, args)], first)
+        (outcome,) = self._batch(operation, [(keys, args)], first)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -317,10 +397,10 @@ class RedisBackend(Backend):
         return outcome
 
     def _batch(
-        self, operation: str, jobs: Sequence[tuple[str, list[Any]]], first: BaseException | None = None
+        self, operation: str, jobs: Sequence[tuple[tuple[str, ...], list[Any]]], first: BaseException | None = None
     ) -> list[Any]:
         """Run one operation on many spaces; an outcome is a reply or a `BackendError`."""
-        commands = [(operation, 5, *wire.keys(space), *args) for space, args in jobs]
+        commands = [(operation, len(keys), *keys, *args) for keys, args in jobs]
         outcomes: list[Any] = []
         for start in range(0, len(commands), _BATCH):
             outcomes += self._repeat(commands[start : start + _BATCH], self._scripted, first)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from hashlib import blake2b
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clusterports._space import member, parse_member
 from clusterports.abc import (
+    Ask,
     Closed,
     Full,
     Gone,
     Granted,
     Held,
     LeaseView,
+    Marked,
     Occupied,
     Opened,
     Port,
     PortView,
+    Queued,
     Reclaimed,
     Released,
     Renewed,
@@ -29,7 +33,7 @@ from clusterports.abc import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from clusterports.abc import Ask, Holder, Renewal, Request
+    from clusterports.abc import Holder, Renewal, Request, Wait
 
 __all__ = ["PREFIX", "SPACES", "keys"]
 
@@ -47,8 +51,27 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 @lru_cache(maxsize=4096)
 def keys(space: str) -> tuple[str, ...]:
-    """All keys of a space. They share one hash tag, so they lie in one slot of a cluster."""
+    """The keys of a space. They share one hash tag, so they lie in one slot of a cluster."""
     return tuple(f"{PREFIX}{{{space}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp"))
+
+
+def keys_for(space: str, asks: Sequence[Ask]) -> tuple[str, ...]:
+    """The keys for picking: with room to calculate, where a look at one bitmap is not enough."""
+    for ask in asks:
+        if ask.align or ask.protocol == "both":
+            return (*keys(space), *(f"{PREFIX}{{{space}}}:{part}" for part in ("scratch", "mask", "halves")))
+    return keys(space)
+
+
+def wake_channel(space: str, ticket: int) -> str:
+    """Where the holder of a ticket is told that its turn may have come."""
+    return f"{PREFIX}{{{space}}}:wake:{ticket:016d}"
+
+
+@lru_cache(maxsize=4096)
+def owner_tag(range: str, owner: str) -> str:
+    """Under which the ports of an owner in a range are counted."""
+    return blake2b(f"{range}\0{owner}".encode(), digest_size=16).hexdigest()
 
 
 def instance_text(instance: str) -> str:
@@ -93,14 +116,46 @@ def open_args(instance: str, token: str, ttl: int, supersede: int) -> list[Any]:
     return [instance_text(instance), token, ttl, supersede]
 
 
-def acquire_args(holder: Holder, request: Request, asks: Sequence[Ask]) -> list[Any]:
-    args: list[Any] = [holder.lease, holder.incarnation, request.number, request.floor, len(asks)]
+def acquire_args(holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None) -> list[Any]:
+    count: Any = len(asks)
+    if wait is not None:
+        count = f"1 {wait.window} {wait.ticket}"
+    args: list[Any] = [holder.lease, holder.incarnation, request.number, request.floor, count]
+    return _add_asks(args, holder.instance, asks)
+
+
+def preview_args(asks: Sequence[Ask]) -> list[Any]:
+    return _add_asks([len(asks)], "", asks)
+
+
+def _add_asks(args: list[Any], instance: str, asks: Sequence[Ask]) -> list[Any]:
     for ask in asks:
-        note = _encode({"i": holder.instance, "l": ask.labels, "o": ask.owner, "r": ask.range})
-        args += (ask.protocol, ask.count, ask.quarantine, note, len(ask.spans))
+        args += (ask.protocol, ask.count, _hold(ask), _note(instance, ask), _more(ask), len(ask.spans))
         for span in ask.spans:
             args += span
     return args
+
+
+def _hold(ask: Ask) -> int | str:
+    """What the record of a held port says of its end: how long it cools, and how it is counted."""
+    if not ask.cooldown and not ask.limit:
+        return ask.quarantine
+    return f"{ask.quarantine},{ask.cooldown},{owner_tag(ask.range, ask.owner) if ask.limit else '-'}"
+
+
+def _note(instance: str, ask: Ask) -> str:
+    note = {"i": instance, "l": ask.labels, "o": ask.owner, "r": ask.range}
+    if ask.host:
+        note["h"] = ask.host
+    return _encode(note)
+
+
+def _more(ask: Ask) -> str:
+    """What most asks have not."""
+    if not (ask.align or ask.rotate or ask.limit or ask.explicit):
+        return ""
+    tag = owner_tag(ask.range, ask.owner) if ask.limit else "-"
+    return f"{ask.align} {ask.rotate} {ask.limit} {ask.explicit:d} {tag} {ask.range}"
 
 
 def renew_args(renewal: Renewal) -> list[Any]:
@@ -109,6 +164,14 @@ def renew_args(renewal: Renewal) -> list[Any]:
 
 def release_args(holder: Holder, ports: Iterable[Port]) -> list[Any]:
     args: list[Any] = [holder.lease, holder.incarnation]
+    for number, protocol, fence in ports:
+        args += (member(protocol, number), fence)
+    return args
+
+
+def foreign_args(holder: Holder, ports: Iterable[Port], host: str, range: str, duration: int, most: int) -> list[Any]:
+    note = _note(holder.instance, Ask(range, (), host=host))
+    args: list[Any] = [holder.lease, holder.incarnation, range, duration, most, note]
     for number, protocol, fence in ports:
         args += (member(protocol, number), fence)
     return args
@@ -153,14 +216,25 @@ def _granted(reply: list[Any]) -> Granted:
 
 
 def _full(reply: list[Any]) -> Full:
-    _, ask, backlog, clock, now, name, record = reply
-    return Full(ask, port_view(name, record, int(clock), int(now)) if record else None, bool(backlog))
+    _, ask, why, backlog, clock, now, name, record = reply
+    return Full(ask, port_view(name, record, int(clock), int(now)) if record else None, bool(backlog), why)
+
+
+def _preview(reply: list[Any]) -> Granted:
+    ports = []
+    for name in reply[1].split():
+        protocol, number = parse_member(name)
+        ports.append(Port(number, protocol, 0))
+    return Granted(tuple(ports), 0)
 
 
 def _held(reply: list[Any]) -> Held:
     clock, now = int(reply[1]), int(reply[2])
     ports = tuple(port_view(reply[i], reply[i + 1], clock, now) for i in range(3, len(reply), 2))
     return Held(ports, len(ports) == PAGE)
+
+
+_STATES: Final[dict[str, Literal["held", "cooling", "foreign"]]] = {"h": "held", "c": "cooling", "f": "foreign"}
 
 
 def port_view(name: str, record: str, clock: int, now: int) -> PortView:
@@ -170,7 +244,7 @@ def port_view(name: str, record: str, clock: int, now: int) -> PortView:
     return PortView(
         number=number,
         protocol=protocol,
-        state="held" if state == "h" else "cooling",
+        state=_STATES[state],
         range=about["r"],
         owner=about["o"],
         labels=about["l"],
@@ -178,7 +252,8 @@ def port_view(name: str, record: str, clock: int, now: int) -> PortView:
         lease=int(lease),
         fence=int(fence),
         age=max(0, now - int(since)),
-        free_in=None if state == "h" else int(until) - clock,
+        free_in=None if state == "h" else int(until.partition(",")[0]) - clock,
+        host=about.get("h", ""),
     )
 
 
@@ -189,6 +264,9 @@ _REPLIES: Final = {
     "RECLAIMED": lambda reply: Reclaimed(bool(reply[1])),
     "CLOSED": lambda reply: Closed(bool(reply[1])),
     "FULL": _full,
+    "QUEUED": lambda reply: Queued(int(reply[1]), bool(reply[2]), int(reply[3])),
+    "PREVIEW": _preview,
+    "MARKED": lambda reply: Marked(int(reply[1])),
     "GONE": lambda reply: Gone(reply[1]),
     "STALE": lambda reply: Stale(int(reply[1])),
     "OPENED": lambda reply: Opened(int(reply[1]), int(reply[2]), int(reply[3])),
@@ -206,6 +284,7 @@ class SpaceReader:
         self._fence = 0
         self._leases: dict[str, LeaseView] = {}
         self._ports: dict[str, PortView] = {}
+        self._waiting: set[str] = set()
 
     def args(self) -> list[Any]:
         return [self.cursor, PAGE]
@@ -222,6 +301,8 @@ class SpaceReader:
                 self._leases[name] = LeaseView(
                     int(rest), json.loads(instance), int(incarnation), int(ttl), int(expires) - clock
                 )
+            elif kind == "wait":
+                self._waiting.add(name)
             else:
                 self._ports[name] = port_view(name, record, clock, now)
         return bool(self.cursor == "0")
@@ -229,4 +310,4 @@ class SpaceReader:
     def view(self) -> SpaceView:
         leases = sorted(self._leases.values())
         ports = tuple(port for _, port in sorted(self._ports.items()))
-        return SpaceView(self.space, self._fence, tuple(leases), ports)
+        return SpaceView(self.space, self._fence, tuple(leases), ports, len(self._waiting))

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import count as count_from
 from secrets import token_hex
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clusterports._acompat import AsyncEvent, AsyncLock, AsyncWorker
 from clusterports._backends import connect_async
 from clusterports._lease import HeldPort, HostLease, Process, monotonic
-from clusterports._names import check_name, default_host, default_instance, host_space, space_host
+from clusterports._names import (
+    CLUSTER_SPACE,
+    check_name,
+    default_host,
+    default_instance,
+    host_space,
+    is_cluster_space,
+    is_host_space,
+    space_host,
+    where,
+)
 from clusterports._requests import Ranges
+from clusterports._text import show
+from clusterports._wants import Want, check_wait
 from clusterports._watchdog import Callbacks, Watchdog
-from clusterports.abc import Full, Gone, Granted, Holder, Occupied, Port, Renewed
+from clusterports.abc import Gone, Granted, Holder, Occupied, Port, Renewed
 from clusterports.errors import (
     BackendError,
     BackendUnavailable,
     ClusterPortsError,
+    ConfigurationError,
     LeaseLost,
-    PortInUse,
-    PortsExhausted,
 )
+from clusterports.probe import HeldSockets, bound, is_local, warn_ephemeral
+
+from .acquire import AsyncTaking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    import socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
-    from clusterports.abc import Ask, AsyncBackend, Protocol4
-    from clusterports.ranges import PortRange
+    from clusterports._requests import Plan
+    from clusterports.abc import Ask, AsyncBackend, Full, Protocol4, Queued, Stale, Wait
+    from clusterports.probe import Probe
+    from clusterports.ranges import PortRange, PortRequest
     from clusterports.settings import Settings
     from clusterports.status import ClusterStatus
 
@@ -53,6 +70,20 @@ class AsyncAllocation(HeldPort):
     async def release(self) -> None:
         """Give the port back; see :meth:`AsyncPortAllocator.release`."""
         await self._allocator.release(self)
+
+    def socket(self, protocol: Literal["tcp", "udp"] | None = None) -> socket.socket:
+        """A socket that is bound to the port on all addresses and, for TCP, listens: to be handed to the job.
+
+        It is the caller's to close. ``protocol`` must be given for a port of both. With a
+        :class:`~clusterports.probe.HeldSockets` as the allocator's probe it was bound before the port was given out,
+        so nobody can have come between. Without, that may happen, and is an error here; the port stays held.
+
+        :raises PortBusy: something else on this machine has the port.
+        :raises BindError: it cannot be bound for another reason.
+        :raises LeaseLost: the allocation is not valid.
+        :raises ConfigurationError: the port is of another host, or of another protocol.
+        """
+        return self._allocator._socket(self, protocol)
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,6 +114,9 @@ class AsyncPortAllocator:
     when their lease could not be renewed in time: the holder may no longer rely on them, until a renewal
     succeeds. Both are called in a thread of this library, never in the event loop, so that nothing that
     blocks can hold them up. ``strict``: the deadline itself is a loss.
+    ``probe``: whether a port is free on its host is tried before it is given. ``"auto"``: on this machine, by binding
+    it, if the settings do not say otherwise; False: not at all; or a function of host, number and protocol, which says
+    True for free and must not block for long. A port that something else has is marked as foreign for 30 seconds.
     ``client``: a redis client that the caller has already (also fakeredis). ``backend``: any backend; neither is
     closed by the allocator.
 
@@ -100,6 +134,7 @@ class AsyncPortAllocator:
         ranges: Iterable[PortRange] | None = None,
         ttl: float | None = None,
         settings: Settings | None = None,
+        probe: Probe | Literal["auto", False] = "auto",
         on_lost: Callable[[LeaseLost], object] | None = None,
         on_jeopardy: Callable[[list[AsyncAllocation]], object] | None = None,
         strict: bool | None = None,
@@ -114,6 +149,12 @@ class AsyncPortAllocator:
         self.instance = given.instance or default_instance(self.host)
         self.ttl = given.ttl
         self._ranges = Ranges(given.port_ranges().values() if ranges is None else ranges)
+        if probe is not False and probe != "auto" and not callable(probe):
+            raise ConfigurationError(f'probe: must be "auto", False or a function, got {show(probe)}')
+        self._probe = False if probe == "auto" and not given.probe else probe
+        self._elsewhere: set[str] = set()  # hosts where no port is probed
+        self._sockets = probe if isinstance(probe, HeldSockets) else None
+        self._warned: set[str] = set()
         self._backend = backend or connect_async(given.url, timeout=given.timeout, client=client)
         self._own_backend = backend is None
         self._named = given.instance is not None
@@ -122,9 +163,9 @@ class AsyncPortAllocator:
         self._on_jeopardy = on_jeopardy
         self._process = token_hex(8)
         self._entered = count_from(1)
-        self._leases: dict[str, HostLease] = {}
+        self._leases: dict[str, HostLease] = {}  # by space, as all that follow
         self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by incarnation
-        self._incarnations: dict[str, int] = {}  # the last one that we had on each host
+        self._incarnations: dict[str, int] = {}  # the last one that we had
         self._superseded: set[str] = set()
         self._started = False
         self._beating = False
@@ -142,59 +183,135 @@ class AsyncPortAllocator:
     @overload
     async def acquire(
         self,
-        range: str,
+        range: str | None,
         *,
         host: str | None = None,
         port: int | None = None,
         count: Literal[1] = 1,
+        contiguous: bool = False,
+        align: int = 1,
         protocol: Protocol4 = "tcp",
         owner: str = "",
         labels: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+        dry_run: bool = False,
     ) -> AsyncAllocation: ...
 
     @overload
     async def acquire(
         self,
-        range: str,
+        range: str | None,
         *,
         host: str | None = None,
         port: int | None = None,
         count: int,
+        contiguous: bool = False,
+        align: int = 1,
         protocol: Protocol4 = "tcp",
         owner: str = "",
         labels: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+        dry_run: bool = False,
     ) -> AsyncAllocation | list[AsyncAllocation]: ...
 
     async def acquire(
         self,
-        range: str,
+        range: str | None,
         *,
         host: str | None = None,
         port: int | None = None,
         count: int = 1,
+        contiguous: bool = False,
+        align: int = 1,
         protocol: Protocol4 = "tcp",
         owner: str = "",
         labels: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+        dry_run: bool = False,
     ) -> AsyncAllocation | list[AsyncAllocation]:
-        """Take the lowest free port of a range, or the port with this number, or ``count`` ports at once.
+        """Take a port of a range, or the port with this number, or ``count`` ports at once.
 
-        ``count`` of more than 1 gives a list, all or nothing. ``owner`` and ``labels`` are free text for people.
+        ``count`` of more than 1 gives a list, all or nothing; with ``contiguous`` they are adjacent and ascend, and
+        the first is a multiple of ``align``. ``range=None`` with a ``port`` takes any port from 1 to 65535.
+        ``protocol``: ``tcp``, ``udp``, or ``both`` for a number that is free in both. ``owner`` and ``labels`` are free
+        text for people. ``wait``: seconds to wait for free ports, in the order in which callers came, of all processes;
+        0: not at all. ``dry_run``: say what would be given, and take nothing; such an allocation is not valid.
 
-        :raises PortsExhausted: too few are free now.
+        :raises PortsExhausted: too few are free now, or the owner has as many as the range's limit allows.
         :raises PortInUse: the port with this number is taken; says by whom.
         :raises ImpossibleRequest: the range can never give this.
+        :raises BindError: this machine refuses the port for another reason than being in use.
         :raises ConfigurationError: an unknown range, or a value out of its bounds.
         :raises LeaseLost: a newer process runs under this instance name.
         :raises BackendError: the store is away or refuses. Nothing is held then.
         """
-        ask = self._ranges.ask(range, port, count, protocol, owner, labels)
-        lease = self._leases.get(self.host if host is None else host) if type(host) in (NoneType, str) else None
-        if lease is None or self._forks != Process.forks:
-            name = self.host if host is None else check_name("host", host)
-            await self._start()
-            lease = await self._open(name)
-        granted = await self._acquire(lease, ask, port)
-        return granted if count > 1 else granted[0]
+        asked: dict[str, Any] = {}
+        # With their types: 1.0 and True are equal to 1.
+        if not (port is None and count == 1 == align and type(count) is int is type(align) and contiguous is False):
+            asked = {"port": port, "count": count, "contiguous": contiguous, "align": align}
+        at = self.host if host is None else host
+        plan = self._ranges.plan(range, host=at, protocol=protocol, owner=owner, labels=labels, **asked)
+        lease = self._leases.get(plan.space)
+        reply = None
+        seconds = 0.0
+        if (
+            wait != 0
+            or dry_run
+            or lease is None
+            or self._forks != Process.forks
+            or (at not in self._elsewhere and self._tries_out(plan))
+        ):
+            seconds = check_wait(wait)
+            self._check_process()
+            if not dry_run:
+                await self._start()
+            lease = None
+        else:
+            given: list[AsyncAllocation] = []
+            number = 0
+            try:  # as in AsyncTaking, which can do everything and costs more
+                request = lease.begin()
+                number = request.number
+                reply = await self._backend.acquire(lease.space, lease.holder, request, (plan.ask,))
+                if isinstance(reply, Granted):
+                    now = time.time()
+                    for granted in reply.ports:
+                        given.append(self._allocation(lease, plan, granted, now))  # noqa: PERF401
+                lease.settle(number)
+            except BaseException as error:
+                if isinstance(error, BackendError) and not error.unknown:
+                    lease.settle(number)
+                else:
+                    self._abandon([(lease, number)], given)
+                raise
+            if isinstance(reply, Granted):
+                if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
+                    raise self._lost_error(lease, list(given))
+                return given if count > 1 else given[0]
+        want = Want(self._ranges, range, host=at, protocol=protocol, owner=owner, labels=labels, **asked)
+        taking = AsyncTaking(self, [want], seconds)
+        await (taking.preview() if dry_run else taking.run(lease, reply))
+        given = list(want.given)  # type: ignore[arg-type]
+        return given if count > 1 else given[0]
+
+    async def acquire_many(self, requests: Iterable[PortRequest]) -> list[AsyncAllocation]:
+        """Take what several requests want, over ranges and hosts: all or nothing. In their order.
+
+        In one space, normally a host, that is one step; over several it is undone if it fails on the way, and if this
+        process dies on the way, the ports fall with their leases.
+
+        :raises: what :meth:`acquire` raises, for the first request that cannot be met.
+        """
+        wants = []
+        for request in requests:
+            asked = {field.name: getattr(request, field.name) for field in fields(request)}
+            name, host = asked.pop("range"), asked.pop("host")
+            wants.append(Want(self._ranges, name, host=self.host if host is None else host, **asked))
+        await self._start()
+        for want in wants:
+            self._tries_out(want.plan)
+        await AsyncTaking(self, wants).run()
+        return [port for want in wants for port in want.given]  # type: ignore[misc]
 
     async def release(self, allocation: AsyncAllocation) -> None:
         """Give a port back. It is free at once; releasing it twice does nothing.
@@ -213,6 +330,8 @@ class AsyncPortAllocator:
         lease.unreleased[port.fence] = port  # first of all: from here on it is given back, whatever interrupts us
         allocation._released = True
         lease.ports.pop(port.fence, None)
+        if self._sockets is not None:
+            self._sockets.discard(port.number, port.protocol)
         if lease.state == "lost":
             raise self._lost_error(lease, [allocation])
         reply = await self._backend.release(lease.space, lease.holder, (port,))
@@ -235,7 +354,7 @@ class AsyncPortAllocator:
         if range is not None:
             self._ranges.check(range)
         self._check_process()
-        names = await self._backend.spaces() if host is None else [host_space(check_name("host", host))]
+        names = await self._backend.spaces() if host is None else [CLUSTER_SPACE, host_space(check_name("host", host))]
         return ClusterStatus.build(
             spaces=await self._backend.read(names),
             ranges=list(self._ranges.by_name.values()),
@@ -317,8 +436,10 @@ class AsyncPortAllocator:
             complete = True
             if self._named and not self._started:
                 for space in await self._backend.spaces(self.instance):
+                    if not is_host_space(space) and not is_cluster_space(space):
+                        continue
                     try:
-                        await self._resume(space_host(space))
+                        await self._resume(space)
                     except BackendUnavailable:
                         raise
                     except (BackendError, LeaseLost) as error:  # one bad host must not cost the others their leases
@@ -326,65 +447,65 @@ class AsyncPortAllocator:
                         complete = False
             self._started = complete
 
-    async def _resume(self, host: str) -> None:
-        if host not in self._leases:
-            lease = await self._enter(host)
+    async def _resume(self, space: str) -> None:
+        if space not in self._leases:
+            lease = await self._enter(space)
             if lease.ports:
                 self._keep(lease)
             else:  # it had run out: nothing to come back to
                 await self._end(lease)
-                del self._incarnations[host]
+                del self._incarnations[space]
 
-    async def _open(self, host: str) -> HostLease:
+    async def _open(self, space: str) -> HostLease:
         self._check_process()
         async with self._opening:
             self._check_process()
-            lease = self._leases.get(host)
+            lease = self._leases.get(space)
             if lease is None:
-                lease = await self._enter(host)
+                lease = await self._enter(space)
                 self._keep(lease)
             return lease
 
-    async def _enter(self, host: str) -> HostLease:
+    async def _enter(self, space: str) -> HostLease:
         """Open or resume a lease. Nobody uses it before :meth:`_keep`."""
-        if host in self._superseded:
-            raise self._superseded_error(host)
-        for forfeited in [lease for lease in list(self._forfeited.values()) if lease.host == host]:
+        if space in self._superseded:
+            raise self._superseded_error(space)
+        for forfeited in [lease for lease in list(self._forfeited.values()) if lease.space == space]:
             await self._forfeit(forfeited)
-        space = host_space(host)
         ttl = round(self.ttl * 1_000_000)
         sent_at = monotonic()
         # Never the same token twice: the attempt before may have opened a lease whose time began then, not now.
         token = f"{self._process}{next(self._entered):08x}"
         reply = await self._backend.open(space, self.instance, token=token, ttl=ttl)
         while isinstance(reply, Occupied):
-            if await self._outdated(host, reply):
-                self._superseded.add(host)
-                raise self._superseded_error(host)
+            if await self._outdated(space, reply):
+                self._superseded.add(space)
+                raise self._superseded_error(space)
             seen = reply.incarnation
             sent_at = monotonic()
             reply = await self._backend.open(space, self.instance, token=token, ttl=ttl, supersede=seen)
-            self._incarnations[host] = seen  # two that start at once: only one takes over from the other
-        self._incarnations[host] = reply.incarnation
+            self._incarnations[space] = seen  # two that start at once: only one takes over from the other
+        self._incarnations[space] = reply.incarnation
         holder = Holder(self.instance, reply.lease, reply.incarnation)
+        host = space_host(space) if is_host_space(space) else ""
         lease = HostLease(space, host, holder, self.ttl, sent_at, strict=self._strict)
         if reply.ports:
             await self._find_again(lease)
         return lease
 
-    async def _outdated(self, host: str, other: Occupied) -> bool:
-        """Whether the process that has the lease on this host is newer than we are, as far as one can tell."""
+    async def _outdated(self, space: str, other: Occupied) -> bool:
+        """Whether the process that has the lease on this space is newer than we are, as far as one can tell."""
         if other.token.startswith(self._process):
             return False
-        if self._superseded or other.incarnation > self._incarnations.get(host, other.incarnation):
+        if self._superseded or other.incarnation > self._incarnations.get(space, other.incarnation):
             return True
         if not self._started or not self._incarnations:
             return False
         await self._renew_all()  # it came after our start: is what was ours elsewhere still ours?
         return bool(self._superseded) or not self._leases
 
-    def _superseded_error(self, host: str) -> LeaseLost:
-        return LeaseLost(f"A newer process runs as instance {self.instance!r} on host {host!r}")
+    def _superseded_error(self, space: str) -> LeaseLost:
+        return LeaseLost(f"A newer process runs as instance {self.instance!r} {where(space)}")
 
     async def _forfeit(self, lease: HostLease) -> None:
         """End a lease that we gave up: its jobs may still be stopping, so its ports cool."""
@@ -392,7 +513,7 @@ class AsyncPortAllocator:
         self._forfeited.pop(lease.holder.incarnation, None)
 
     def _keep(self, lease: HostLease) -> None:
-        self._leases[lease.host] = lease
+        self._leases[lease.space] = lease
         if self._heart is None:
             self._heart = AsyncWorker(self._beat, "clusterports-heartbeat")
         self._heart.ensure()
@@ -408,7 +529,11 @@ class AsyncPortAllocator:
                 return
             for seen in page.ports:
                 after = Port(seen.number, seen.protocol, seen.fence)
-                self._allocation(lease, after, seen.range, seen.owner, seen.labels, now - seen.age / 1e6)
+                host = seen.host or lease.host
+                since = now - seen.age / 1e6
+                allocation = AsyncAllocation(lease, after, seen.range, seen.owner, seen.labels, since, host)
+                allocation._allocator = self
+                lease.ports[after.fence] = allocation
             more = page.more
 
     async def _leave(self, lease: HostLease, release: bool) -> None:
@@ -429,10 +554,10 @@ class AsyncPortAllocator:
 
     def _gone(self, lease: HostLease, gone: Gone) -> None:
         """The store says that there is no such lease."""
-        if self._leases.get(lease.host) is lease:
-            del self._leases[lease.host]
+        if self._leases.get(lease.space) is lease:
+            del self._leases[lease.space]
         if gone.reason == "superseded":
-            self._superseded.add(lease.host)
+            self._superseded.add(lease.space)
         if lease.lose() and (lease.ports or gone.reason == "superseded"):
             self._tell_lost(lease)
 
@@ -444,13 +569,13 @@ class AsyncPortAllocator:
             self._heart.ensure()
         if self._strict:
             self._forfeited[lease.holder.incarnation] = lease
-            if self._leases.get(lease.host) is lease:
-                del self._leases[lease.host]
+            if self._leases.get(lease.space) is lease:
+                del self._leases[lease.space]
             if lease.ports:
                 self._tell_lost(lease)
         elif lease.ports:
             held = list(lease.ports.values())
-            logger.warning("the lease on host %r is in jeopardy: %d ports", lease.host, len(held))
+            logger.warning("the lease %s is in jeopardy: %d ports", where(lease.space), len(held))
             if self._on_jeopardy is not None:
                 self._callbacks.call(self._on_jeopardy, held)
 
@@ -461,65 +586,89 @@ class AsyncPortAllocator:
             self._callbacks.call(self._on_lost, error)
 
     def _lost_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
-        why = "a newer process runs under this name" if lease.host in self._superseded else "it was not renewed in time"
+        newer = lease.space in self._superseded
+        why = "a newer process runs under this name" if newer else "it was not renewed in time"
         numbers = ", ".join(f"{port.number}/{port.protocol}" for port in allocations[:8])
         if len(allocations) > 8:
             numbers += f" and {len(allocations) - 8} more"
-        message = f"The lease of instance {self.instance!r} on host {lease.host!r} is lost: {why}"
+        message = f"The lease of instance {self.instance!r} {where(lease.space)} is lost: {why}"
         return LeaseLost(f"{message}; ports: {numbers or 'none'}", allocations=allocations, reason=lease.reason)
 
     # ---------------------------------------------------------------- acquire
 
-    async def _acquire(self, lease: HostLease, ask: Ask, port: int | None) -> list[AsyncAllocation]:
-        reopened = False
-        while True:
-            number = 0
-            given: list[AsyncAllocation] = []
-            try:
-                request = lease.begin()
-                number = request.number
-                reply = await self._backend.acquire(lease.space, lease.holder, request, (ask,))
-                if isinstance(reply, Granted):
-                    now = time.time()
-                    given.extend(self._allocation(lease, p, ask.range, ask.owner, ask.labels, now) for p in reply.ports)
-                lease.settle(number)
-            except BaseException as error:
-                if isinstance(error, BackendError) and not error.unknown:
-                    lease.settle(number)
-                else:  # it may have been carried out: undone by the heartbeat, which should come soon
-                    for allocation in given:
-                        lease.ports.pop(allocation.fence, None)
-                    lease.abandon(number)
-                    self._wake.set()
-                raise
-            if isinstance(reply, Granted):
-                if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
-                    raise self._lost_error(lease, list(given))
-                return given
-            if isinstance(reply, Gone):
-                self._gone(lease, reply)
-                if reopened or reply.reason == "superseded":
-                    raise self._lost_error(lease, list(lease.ports.values()))
-                reopened = True
-                lease = await self._open(lease.host)
-            elif isinstance(reply, Full):
-                if reply.backlog:
-                    while (await self._backend.reclaim(lease.space)).backlog:
-                        pass
-                elif port is not None and reply.holder is not None:
-                    raise PortInUse(lease.host, reply.holder)
-                else:
-                    (first, last), *_ = ask.spans
-                    raise PortsExhausted(ask.range, first, last, ask.count)
-            # Stale: the answer to an earlier copy of this request was lost on the way. It gave nothing; ask anew.
+    async def _ask(
+        self, lease: HostLease, asks: Sequence[Ask], wait: Wait | None, opened: list[tuple[HostLease, int]]
+    ) -> Granted | Full | Queued | Gone | Stale:
+        """One request. It is in ``opened`` while it may have been carried out: to be settled or abandoned."""
+        request = lease.begin()
+        opened.append((lease, request.number))
+        try:
+            reply = await self._backend.acquire(lease.space, lease.holder, request, asks, wait)
+        except BackendError as error:
+            if not error.unknown:
+                opened.pop()
+                lease.settle(request.number)
+            raise
+        if not isinstance(reply, Granted):
+            opened.pop()
+            lease.settle(request.number)
+        return reply
 
-    def _allocation(
-        self, lease: HostLease, port: Port, range: str, owner: str, labels: Mapping[str, str], acquired: float
-    ) -> AsyncAllocation:
-        allocation = AsyncAllocation(lease, port, range, owner, labels, acquired)
+    def _abandon(self, opened: Sequence[tuple[HostLease, int]], given: Iterable[HeldPort]) -> None:
+        """Let the next heartbeat undo what nobody waits for any more, and let it come soon."""
+        for allocation in given:
+            allocation._released = True
+            allocation._lease.ports.pop(allocation.fence, None)
+            self._discard_socket(allocation)
+        for lease, number in opened:
+            lease.abandon(number)
+        if opened:
+            self._wake.set()
+
+    def _tries_out(self, plan: Plan) -> bool:
+        """Whether ports there are probed. On this machine, a range is looked at when it is first used."""
+        host, range = plan.host, plan.ask.range
+        if is_local(host):
+            if not plan.ask.explicit and range not in self._warned:
+                self._warned.add(range)
+                warn_ephemeral(range, *self._ranges.extent(range))
+            return self._probe is not False
+        if self._probe is False or self._probe == "auto":
+            self._elsewhere.add(host)
+            return False
+        return True
+
+    def _allocation(self, lease: HostLease, plan: Plan, port: Port, acquired: float) -> AsyncAllocation:
+        ask = plan.ask
+        allocation = AsyncAllocation(lease, port, ask.range, ask.owner, ask.labels, acquired, plan.host)
         allocation._allocator = self
         lease.ports[port.fence] = allocation
         return allocation
+
+    def _would_be(self, plan: Plan, port: Port) -> AsyncAllocation:
+        """For a dry run: an allocation that is not held."""
+        ask = plan.ask
+        lease = HostLease(plan.space, plan.host, Holder(self.instance, 0, 0), self.ttl, float("-inf"))
+        allocation = AsyncAllocation(lease, port, ask.range, ask.owner, ask.labels, time.time(), plan.host)
+        allocation._allocator = self
+        allocation._released = True
+        return allocation
+
+    def _socket(self, port: AsyncAllocation, protocol: Literal["tcp", "udp"] | None) -> socket.socket:
+        kinds: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp") if port.protocol == "both" else (port.protocol,)
+        kind = kinds[0] if protocol is None and len(kinds) == 1 else protocol
+        if kind not in kinds:
+            raise ConfigurationError(f"protocol: must be {' or '.join(kinds)} for this port, got {show(protocol)}")
+        if not is_local(port.host):
+            raise ConfigurationError(f"host: a socket can be bound on this machine only, the port is on {port.host!r}")
+        if not port.valid:
+            raise self._lost_error(port._lease, [port])
+        held = [] if self._sockets is None else self._sockets.take(port.number, port.protocol, kind)
+        return held[0] if held else bound(port.number, kind)
+
+    def _discard_socket(self, port: HeldPort) -> None:
+        if self._sockets is not None:
+            self._sockets.discard(port.number, port.protocol)
 
     # ---------------------------------------------------------------- heartbeat
 
@@ -544,7 +693,13 @@ class AsyncPortAllocator:
             pause = max(0.0, started + interval - monotonic()) if healthy else min(interval, self.ttl / 20)
 
     async def _renew_all(self) -> bool:
-        leases = list(self._leases.values())
+        healthy = await self._renew(list(self._leases.values()))
+        for lease in list(self._forfeited.values()):
+            await self._forfeit(lease)
+        self._watchdog.start()
+        return healthy
+
+    async def _renew(self, leases: Sequence[HostLease]) -> bool:
         sent_at = monotonic()
         renewals = [lease.renewal() for lease in leases]
         outcomes = await self._backend.renew(renewals)
@@ -559,10 +714,7 @@ class AsyncPortAllocator:
                 self._gone(lease, outcome)
             else:
                 healthy = False
-                logger.warning("no heartbeat on host %r: %s", lease.host, outcome)
-        for lease in list(self._forfeited.values()):
-            await self._forfeit(lease)
-        self._watchdog.start()
+                logger.warning("no heartbeat %s: %s", where(lease.space), outcome)
         return healthy
 
     async def _catch_up(self, lease: HostLease, *, backlog: bool, until: float) -> None:
@@ -576,4 +728,4 @@ class AsyncPortAllocator:
             while backlog and monotonic() < until:
                 backlog = (await self._backend.reclaim(lease.space)).backlog
         except BackendError as error:
-            logger.warning("on host %r: %s", lease.host, error)
+            logger.warning("%s: %s", where(lease.space), error)

@@ -13,13 +13,12 @@ import typer
 from typer.core import TyperGroup
 
 from clusterports.errors import (
+    AllocationError,
     BackendError,
     ClusterPortsError,
     ConfigurationError,
     ImpossibleRequest,
     LeaseLost,
-    PortInUse,
-    PortsExhausted,
 )
 
 from ._common import say
@@ -35,8 +34,7 @@ COMMANDS = {
 EXIT_CODES: tuple[tuple[type[ClusterPortsError], int], ...] = (
     (ConfigurationError, 2),
     (ImpossibleRequest, 2),
-    (PortsExhausted, 3),
-    (PortInUse, 3),
+    (AllocationError, 3),
     (LeaseLost, 4),
     (BackendError, 5),
     (ClusterPortsError, 1),
@@ -103,7 +101,8 @@ def _main() -> int | str | None:
         try:
             app(prog_name="clusterports")
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed when we were started
+                sys.stdout.flush()
     except SystemExit as done:
         return done.code
     except ClusterPortsError as error:

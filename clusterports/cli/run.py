@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 import threading
 import time
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from enum import StrEnum
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clusterports._names import check_labels, check_text
+from clusterports._names import check_labels, check_text, default_host
 from clusterports._text import show
-from clusterports.errors import ConfigurationError, LeaseLost
+from clusterports._wants import check_wait
+from clusterports.errors import ClusterPortsError, ConfigurationError, LeaseLost
+from clusterports.probe import HeldSockets, ephemeral_overlap, is_local
 
 from ._child import Child, NotStartedError
 from ._common import Config, Host, Instance, Ttl, Url, connect, load, say
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Sequence
 
-    from clusterports import Allocation
+    from clusterports import Allocation, PortAllocator, Settings
 
     Hold = Callable[[Callable[[LeaseLost], None], Callable[[object], None]], AbstractContextManager[Allocation]]
 
@@ -67,10 +71,11 @@ LEASE_LOST = 4
 
 
 class Protocol(StrEnum):
-    """Layer 4."""
+    """Layer 4; both: one number for the two."""
 
     tcp = "tcp"
     udp = "udp"
+    both = "both"
 
 
 class OnLost(StrEnum):
@@ -86,9 +91,15 @@ def run(
     ],
     range: Annotated[str, typer.Option(help="The range to take a port from.")],
     port: Annotated[int | None, typer.Option(help="This port of the range, or an error.")] = None,
-    protocol: Annotated[Protocol, typer.Option(help="tcp or udp.")] = Protocol.tcp,
+    protocol: Annotated[Protocol, typer.Option(help="tcp, udp, or both.")] = Protocol.tcp,
     owner: Annotated[str, typer.Option(help="Whom the port is for; free text.")] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="More about it; repeatable.")] = None,
+    wait: Annotated[
+        str, typer.Option(metavar="SECONDS", help="How long to wait, in order of arrival, for a port to be free.")
+    ] = "0",
+    listen_fd: Annotated[
+        bool, typer.Option("--listen-fd", help="The command inherits the port's socket, listening: LISTEN_FDS.")
+    ] = False,
     on_lost: Annotated[
         OnLost, typer.Option(help="When the lease is lost: end the command and exit with 4, or only say so.")
     ] = OnLost.terminate,
@@ -108,9 +119,16 @@ def run(
     """
     labels = _labels(label or [])
     check_text("owner", owner)
+    patience = _seconds(wait)
     settings = load(config, url=url, host=host, instance=instance, ttl=ttl, strict=strict)
-
+    if listen_fd:
+        _check_local(settings.host)
+    if port is None and sys.stderr.isatty():  # a person reads it; a thousand jobs would only fill a log
+        _warn_ephemeral(settings, range)
     backend = connect(settings)
+    held = HeldSockets()
+    arguments: dict[str, Any] = {"probe": held} if listen_fd else {}
+    waiting: list[PortAllocator] = []  # taken out by whoever comes first: the port, or a signal that ends the wait
 
     @contextmanager
     def hold(on_lost: Callable[[LeaseLost], None], on_jeopardy: Callable[[object], None]) -> Iterator[Allocation]:
@@ -118,13 +136,63 @@ def run(
 
         with (
             backend,
-            PortAllocator(settings=settings, backend=backend, on_lost=on_lost, on_jeopardy=on_jeopardy) as ports,
+            PortAllocator(
+                settings=settings, backend=backend, on_lost=on_lost, on_jeopardy=on_jeopardy, **arguments
+            ) as ports,
+            held,  # closed before the port is given back
         ):
-            allocation = ports.acquire(range, port=port, protocol=protocol.value, owner=owner, labels=labels)
+            waiting.append(ports)
+            allocation = ports.acquire(
+                range, port=port, protocol=protocol.value, owner=owner, labels=labels, wait=patience
+            )
+            if not _pop(waiting):
+                raise ClusterPortsError("given up")
             yield allocation
+            held.close()
             ports.release(allocation)
 
-    raise typer.Exit(Supervisor(command, hold, terminate=on_lost is OnLost.terminate).run())
+    def give_up() -> bool:
+        ports = _pop(waiting)
+        if ports is not None:
+            ports.close()
+        return ports is not None
+
+    supervisor = Supervisor(
+        command,
+        hold,
+        sockets=lambda allocation: held.take(allocation.number, allocation.protocol),
+        give_up=give_up,
+        terminate=on_lost is OnLost.terminate,
+    )
+    raise typer.Exit(supervisor.run())
+
+
+def _pop(waiting: list[PortAllocator]) -> PortAllocator | None:
+    with suppress(IndexError):
+        return waiting.pop()
+    return None
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        return check_wait(float(text))
+    return check_wait(text)
+
+
+def _check_local(host: str | None) -> None:
+    if host is not None and not is_local(host):
+        raise ConfigurationError(
+            f"host: must be this machine, {show(default_host())}, with --listen-fd, which binds the port here; "
+            f"got {show(host)}"
+        )
+
+
+def _warn_ephemeral(settings: Settings, name: str) -> None:
+    span = settings.port_ranges().get(name)
+    if span is not None and (settings.host is None or is_local(settings.host)):
+        overlap = ephemeral_overlap(span.first, span.last)
+        if overlap is not None:
+            say(f"warning: range {name!r} ({span.first}-{span.last}): {overlap}")
 
 
 def _labels(pairs: Sequence[str]) -> dict[str, str]:
@@ -141,12 +209,23 @@ class Supervisor:
     """The command in its process, the port in its thread, and the main thread between them.
 
     ``hold`` is a context manager: the port is held inside. It runs in a thread of its own, so that a store which
-    does not answer cannot keep a signal from being seen.
+    does not answer cannot keep a signal from being seen. ``sockets``: what the command inherits. ``give_up`` ends
+    the waiting for a port; it answers False while there is nothing yet to end.
     """
 
-    def __init__(self, command: Sequence[str], hold: Hold, *, terminate: bool) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        hold: Hold,
+        *,
+        sockets: Callable[[Allocation], Sequence[socket.socket]],
+        give_up: Callable[[], bool],
+        terminate: bool,
+    ) -> None:
         self._command = command
         self._hold = hold
+        self._sockets = sockets
+        self._give_up = give_up
         self._terminate = terminate
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._finish = threading.Event()
@@ -166,6 +245,8 @@ class Supervisor:
         code = self._supervise()
         self._child.abandon()
         self._finish.set()
+        if self._allocation is None and not self._ended:  # it may be waiting for longer than we will
+            threading.Thread(target=self._stop_waiting, name="clusterports-stop", daemon=True).start()
         self._wait_for_release(code)
         if self._allocation is not None and isinstance(self._error, LeaseLost) and self._lost is None:
             self._lose(self._error)
@@ -185,6 +266,11 @@ class Supervisor:
             error = caught
         self._post(lambda: self._end(error))
 
+    def _stop_waiting(self) -> None:
+        with suppress(ClusterPortsError):
+            if self._give_up():
+                self._post(lambda: self._end(None))
+
     def _tell(self, hear: Callable[[Any], None]) -> Callable[[Any], None]:
         return lambda said: self._post(lambda: hear(said))
 
@@ -200,7 +286,9 @@ class Supervisor:
         self._allocation = allocation
         wanted = not self._finish.is_set() and not (self._lost is not None and self._terminate)
         if wanted:
-            self._child.start(allocation.number, allocation.host, allocation.fence)
+            with ExitStack() as ours:  # closed when the command has its own
+                sockets = [ours.enter_context(sock) for sock in self._sockets(allocation)]
+                self._child.start(allocation.number, allocation.host, allocation.fence, sockets)
 
     def _end(self, error: Exception | None) -> None:
         self._ended = True

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -18,7 +18,9 @@ from ._table import Column, table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from clusterports.status import ClusterStatus, HostStatus
+    from clusterports.status import ClusterStatus, HostStatus, PortStatus, RangeStatus
+
+    Row: TypeAlias = Sequence[object]
 
 __all__ = ["status"]
 
@@ -30,9 +32,12 @@ RANGES = (
     Column("PORTS"),
     Column("HOSTS", right=True),
     Column("HELD", right=True),
-    Column("COOLING", right=True),
+    Column("COOLING", right=True, rank=2),
+    Column("FOREIGN", right=True, rank=3),
+    Column("EXCLUDED", right=True, rank=4),
     Column("FREE", right=True, rank=1),
 )
+RULES = (Column("RANGE", least=8), Column("RULE", least=8))
 PORTS = (
     Column("RANGE", least=6, rank=1),
     Column("PORT"),
@@ -43,11 +48,16 @@ PORTS = (
     Column("FENCE", right=True, rank=3),
     Column("AGE", right=True, rank=2),
     Column("LEFT", right=True),
+    Column("NOTE", least=20),
 )
+WAITING = (Column("HOST", least=9), Column("WAITING", right=True))
+
+SPARE = {"EXCLUDED", "NOTE"}
+"""Columns that are left out when there is nothing in them."""
 
 
 def status(
-    host: Annotated[str | None, typer.Option(help="This host only.")] = None,
+    host: Annotated[str | None, typer.Option(help="This host only, and what is bound there.")] = None,
     range: Annotated[str | None, typer.Option(help="Ports of this range only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document, of a fixed layout.")] = False,
     url: Url = None,
@@ -55,8 +65,9 @@ def status(
 ) -> None:
     """Show who holds which port, and for how long.
 
-    LEFT is the time until the lease of a held port runs out unless it is renewed, and until a cooling port is
-    free again.
+    LEFT is the time until the lease of a held port runs out unless it is renewed, and until a cooling or a foreign
+    port is free again. INSTANCE of a foreign port is who found that something else has it. NOTE: "cluster-wide", the
+    number is taken on all hosts; "outside", "excluded" or "scope": the range has changed and would not give it now.
     """
     from clusterports import PortAllocator
 
@@ -74,46 +85,91 @@ def status(
 
 def show_tables(cluster: ClusterStatus) -> None:
     """For people. On a terminal, as wide as that; otherwise as wide as it takes."""
-    if not any(host.leases or host.ports for host in cluster.hosts):
-        print(f"Nothing is held, and no port is cooling (store: {cluster.backend}).")
-        return
     width = get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
     ports = [row for host in cluster.hosts for row in port_rows(cluster, host)]
-    print(*table(RANGES, range_rows(cluster), width), sep="\n")
-    if ports:
-        print("", *table(PORTS, ports, width), sep="\n")
+    rules = [(one.name, rule) for one in cluster.ranges for rule in range_rules(one)]
+    waiting = [(host.host or "(cluster)", host.waiting) for host in cluster.hosts if host.waiting]
+    if ports or any(host.leases or host.waiting for host in cluster.hosts):
+        print(*table(*lean(RANGES, range_rows(cluster)), width), sep="\n")
+    else:
+        print(f"Nothing is held, and no port is cooling (store: {cluster.backend}).")
+    for columns, rows in ((RULES, rules), lean(PORTS, ports), (WAITING, waiting)):
+        if rows:
+            print("", *table(columns, rows, width), sep="\n")
 
 
-def range_rows(cluster: ClusterStatus) -> list[Sequence[object]]:
+def lean(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[Sequence[Column], Sequence[Row]]:
+    """The table without those of the spare columns that have nothing in any row."""
+    kept = [i for i, column in enumerate(columns) if column.title not in SPARE or any(row[i] for row in rows)]
+    if len(kept) == len(columns):
+        return columns, rows
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def range_rows(cluster: ClusterStatus) -> list[Row]:
     """Each range, over all hosts that are shown."""
     return [
         (
             one.name,
             f"{one.first}-{one.last}",
-            len(one.hosts),
+            len(one.hosts) if one.scope == "host" else "cluster",
             sum(host.held for host in one.hosts),
             sum(host.cooling for host in one.hosts),
+            sum(host.foreign for host in one.hosts),
+            sum(host.excluded for host in one.hosts),
             sum(host.free for host in one.hosts),
         )
         for one in cluster.ranges
     ]
 
 
-def port_rows(cluster: ClusterStatus, host: HostStatus) -> Iterator[Sequence[object]]:
+def range_rules(one: RangeStatus) -> Iterator[str]:
+    """What explains why a port that looks free is not given, or why one is taken that should not be."""
+    if one.limit is not None:
+        yield f"at most {one.limit} per owner" + (" on each host" if one.scope == "host" else "")
+    if one.static_band:
+        free = f", {sum(host.band_free for host in one.hosts)} free" if one.hosts else ""
+        yield f"static band {one.first}-{one.first + one.static_band - 1}{free}"
+    if one.exclude:
+        spans = [f"{first}-{last}" if first < last else str(first) for first, last in one.exclude]
+        yield f"never {', '.join(spans)}"[:LONGEST]
+    if outside := sum(host.outside for host in one.hosts):
+        yield f"taken, but no longer part of it: {outside}"
+
+
+def port_rows(cluster: ClusterStatus, host: HostStatus) -> Iterator[Row]:
     """Each port of a host that is not free."""
     left = {lease.lease: lease.expires_in for lease in host.leases}
+    ranges = {one.name: one for one in cluster.ranges}
     for port in host.ports:
         yield (
-            port.range,
+            port.range or "-",  # so that every line has as many words
             f"{port.number}/{port.protocol}",
             port.state,
-            port.owner[:LONGEST] or "-",  # so that every line has as many words
-            host.host,
+            port.owner[:LONGEST] or "-",
+            port.host,
             port.instance,
             port.fence,
             span((cluster.generated_at - port.since).total_seconds()),
             span(left.get(port.lease) if port.free_in is None else port.free_in),
+            "" if host.host and not port.outside else note(host, port, ranges.get(port.range or "")),
         )
+
+
+def note(host: HostStatus, port: PortStatus, one: RangeStatus | None) -> str:
+    """Where else the number is taken, and why its range would not give it any more."""
+    scope = "host" if host.host else "cluster"
+    notes = []
+    if port.outside and one is not None:
+        if one.scope != scope:
+            notes.append(f"scope is now {one.scope}")
+        elif one.first <= port.number <= one.last:
+            notes.append("now excluded")
+        else:
+            notes.append(f"outside {one.first}-{one.last}")
+    if scope == "cluster":
+        notes.append("cluster-wide")
+    return ", ".join(notes)
 
 
 def span(seconds: float | None) -> str:

@@ -15,6 +15,7 @@ import pytest
 from clusterports.abc import (
     Ask,
     AsyncBackend,
+    AsyncWatch,
     Backend,
     Capability,
     Closed,
@@ -24,10 +25,12 @@ from clusterports.abc import (
     Held,
     Holder,
     LeaseView,
+    Marked,
     Occupied,
     Opened,
     Port,
     PortView,
+    Queued,
     Reclaimed,
     Released,
     Renewal,
@@ -35,10 +38,14 @@ from clusterports.abc import (
     Request,
     SpaceView,
     Stale,
+    Wait,
+    Watch,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from clusterports.abc import Protocol4
 
 __all__ = ["AsyncBackendConformance", "BackendConformance", "Clock", "RealClock", "exact"]
 
@@ -118,9 +125,31 @@ class _Blocking(Backend):
         return self._run(self.asynchronous.open(space, instance, token=token, ttl=ttl, supersede=supersede))
 
     def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask]
-    ) -> Granted | Full | Gone | Stale:
-        return self._run(self.asynchronous.acquire(space, holder, request, asks))
+        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
+        return self._run(self.asynchronous.acquire(space, holder, request, asks, wait))
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+        return self._run(self.asynchronous.preview(space, asks))
+
+    def mark_foreign(
+        self,
+        space: str,
+        holder: Holder,
+        ports: Sequence[Port],
+        *,
+        range: str,
+        duration: int,
+        most: int,
+        host: str = "",
+    ) -> Marked | Gone:
+        call = self.asynchronous.mark_foreign(
+            space, holder, ports, range=range, duration=duration, most=most, host=host
+        )
+        return self._run(call)
+
+    def watch(self, space: str, ticket: int) -> Watch:
+        return _BlockingWatch(self._run, self._run(self.asynchronous.watch(space, ticket)))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
         return self._run(self.asynchronous.renew(renewals))
@@ -147,6 +176,18 @@ class _Blocking(Backend):
         self._run(self.asynchronous.close())
 
 
+class _BlockingWatch(Watch):
+    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], watch: AsyncWatch) -> None:
+        self._run = run
+        self.asynchronous = watch
+
+    def wait(self, seconds: float) -> None:
+        self._run(self.asynchronous.wait(seconds))
+
+    def close(self) -> None:
+        self._run(self.asynchronous.close())
+
+
 class _Actor:
     """A process with a lease in one space, which numbers its requests."""
 
@@ -156,15 +197,31 @@ class _Actor:
         self.holder = Holder(instance, opened.lease, opened.incarnation)
         self.number = 0
 
-    def ask(self, *asks: Ask, number: int | None = None, floor: int | None = None) -> Granted | Full | Gone | Stale:
+    def ask(
+        self, *asks: Ask, number: int | None = None, floor: int | None = None, wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
         if number is None:
             number = self.number = self.number + 1
-        return self.store.acquire(self.space, self.holder, Request(number, floor or number), asks)
+        if wait is None:
+            return self.store.acquire(self.space, self.holder, Request(number, floor or number), asks)
+        return self.store.acquire(self.space, self.holder, Request(number, floor or number), asks, wait)
 
     def take(self, *asks: Ask) -> tuple[Port, ...]:
         reply = self.ask(*asks)
         assert isinstance(reply, Granted)
         return reply.ports
+
+    def queue(self, asked: Ask, ticket: int = 0, window: int = LONG) -> Queued:
+        reply = self.ask(asked, wait=Wait(window, ticket))
+        assert isinstance(reply, Queued)
+        return reply
+
+    def mark(
+        self, *ports: Port, range: str = "backup", duration: int = LONG, most: int = 100, host: str = ""
+    ) -> Marked | Gone:
+        return self.store.mark_foreign(
+            self.space, self.holder, ports, range=range, duration=duration, most=most, host=host
+        )
 
     def renewal(self, *abandoned: int, floor: int = 1) -> Renewal:
         return Renewal(self.space, self.holder, floor, abandoned)
@@ -234,6 +291,11 @@ def ask(first: int = 10809, last: int = 10872, count: int = 1, **kwargs: Any) ->
     return Ask("backup", ((first, last),), count, **kwargs)
 
 
+def one_port(number: int, **kwargs: Any) -> Ask:
+    """An explicit ask."""
+    return ask(number, number, explicit=True, **kwargs)
+
+
 def numbers(ports: Sequence[Port] | Sequence[PortView]) -> list[int]:
     return [port.number for port in ports]
 
@@ -262,6 +324,13 @@ class _Conformance:
 
     def together(self, store: Backend, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         raise NotImplementedError
+
+    def while_waiting(self, watch: Watch, seconds: float, act: Callable[[], Any]) -> None:
+        """Wait, and meanwhile do something in another thread."""
+        with ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(act)
+            watch.wait(seconds)
+            doing.result()
 
     # ------------------------------------------------------------ open
 
@@ -305,13 +374,15 @@ class _Conformance:
         ports = old.take(ask(count=3))
         world.open(token="b", supersede=old.holder.incarnation)
         before = world.settled()
-        assert [exact(SUPERSEDED)] * 7 == [
+        assert [exact(SUPERSEDED)] * 9 == [
             exact(reply)
             for reply in (
                 old.ask(ask()),
+                old.ask(ask(), wait=Wait(LONG)),
                 old.ask(ask(count=3), number=1),
                 old.renew(1, floor=9),
                 old.release(*ports),
+                old.mark(*ports),
                 old.close(),
                 old.close(quarantine=True),
                 old.held(),
@@ -365,7 +436,7 @@ class _Conformance:
         """Two ports, three asks: the third finds nothing; an explicit one is told who has the port."""
         one, two = world.open("one"), world.open("two")
         (port,) = one.take(ask(10809, 10810, owner="vm-1", labels={"job": "x"}))
-        full = two.ask(ask(10809, 10809))
+        full = two.ask(one_port(10809))
         assert isinstance(full, Full)
         assert isinstance(full.holder, PortView)
         holder = PortView(
@@ -382,6 +453,7 @@ class _Conformance:
             free_in=None,
         )
         assert exact(Full(0, holder, False)) == exact(full)
+        assert exact(Full(0, None, False)) == exact(two.ask(ask(10809, 10809)))
         assert [10810] == numbers(two.take(ask(10809, 10810)))
         assert exact(Full(0, None, False)) == exact(two.ask(ask(10809, 10810)))
         assert exact(Released(1)) == exact(one.release(port))
@@ -408,10 +480,10 @@ class _Conformance:
         (port,) = one.take(ask(12, 12))
         before = world.settled()
         assert exact(Full(0, None, False)) == exact(one.ask(ask(10, 15, 6)))
-        full = one.ask(ask(10, 11, 2), ask(1, 9, 9, protocol="udp"), ask(12, 12))
+        full = one.ask(ask(10, 11, 2), ask(1, 9, 9, protocol="udp"), one_port(12))
         assert isinstance(full, Full)
         assert (2, port.fence) == (full.ask, full.holder and full.holder.fence)
-        assert exact(Full(1, None, False)) == exact(one.ask(ask(10, 10), ask(10, 10)))
+        assert exact(Full(1, None, False)) == exact(one.ask(one_port(10), one_port(10)))
         assert before == world.settled()
         assert [10, 11, 13] == numbers(one.take(ask(10, 13, 3)))
 
@@ -422,14 +494,14 @@ class _Conformance:
             (port.protocol, port.number) for port in ports
         ]
 
-    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    @pytest.mark.parametrize("protocol", ["tcp", "udp", "both"])
     @pytest.mark.parametrize("number", [1, 7, 8, 65534, 65535])
     def test_bounds(self, world: _World, protocol: Any, number: int) -> None:
-        """Every number of both protocols can be had, once."""
+        """Every number of every protocol can be had, once."""
         one = world.open()
         (port,) = one.take(ask(number, number, protocol=protocol))
         assert (number, protocol) == (port.number, port.protocol)
-        full = one.ask(ask(number, number, protocol=protocol))
+        full = one.ask(one_port(number, protocol=protocol))
         assert isinstance(full, Full)
         assert full.holder is not None
         assert (number, protocol) == (full.holder.number, full.holder.protocol)
@@ -490,12 +562,541 @@ class _Conformance:
         nobody = _Actor(world.store, world.space, "one", Opened(1, 1, 0))
         port = Port(10, "tcp", 1)
         for _ in range(2):
-            assert [exact(GONE)] * 5 == [
+            assert [exact(GONE)] * 7 == [
                 exact(reply)
-                for reply in (nobody.ask(ask()), nobody.renew(), nobody.release(port), nobody.close(), nobody.held())
+                for reply in (
+                    nobody.ask(ask()),
+                    nobody.ask(ask(), wait=Wait(LONG)),
+                    nobody.renew(),
+                    nobody.release(port),
+                    nobody.mark(port),
+                    nobody.close(),
+                    nobody.held(),
+                )
             ]
             assert exact(Reclaimed(False)) == exact(world.store.reclaim(world.space))
             world.open("two")
+
+    # ------------------------------------------------------------ both protocols, blocks, rounds
+
+    def test_both(self, world: _World) -> None:
+        """One number for both protocols is free in both, closes both, and is freed in both."""
+        one = world.open()
+        assert [10, 11] == numbers(one.take(ask(10, 10), ask(11, 11, protocol="udp")))
+        (port,) = one.take(ask(10, 20, protocol="both"))
+        assert exact(Port(12, "both", port.fence)) == exact(port)
+        assert {("tcp", 10): "held", ("udp", 11): "held", ("both", 12): "held"} == world.states()
+        assert [11, 10, 13] == [one.take(ask(10, 20, protocol=p))[0].number for p in ("tcp", "udp", "both")]
+        assert exact(Released(0)) == exact(one.release(port._replace(protocol="tcp"), port._replace(protocol="udp")))
+        assert exact(Released(1)) == exact(one.release(port))
+        assert [12, 12] == numbers(one.take(ask(12, 12), ask(12, 12, protocol="udp")))
+
+    def test_both_in_one_step(self, world: _World) -> None:
+        """What an ask takes of one protocol, the next ask of the step does not get of both, and the other way round."""
+        asks = [ask(10, 20, protocol=protocol) for protocol in ("tcp", "both", "udp", "both", "tcp")]
+        ports = world.open().take(*asks)
+        assert [("tcp", 10), ("both", 11), ("udp", 10), ("both", 12), ("tcp", 13)] == [
+            (port.protocol, port.number) for port in ports
+        ]
+
+    @pytest.mark.parametrize("protocol", ["tcp", "udp", "both"])
+    def test_block(self, world: _World, protocol: Protocol4) -> None:
+        """Adjacent numbers: the lowest that are free, the first a multiple of ``align``, all inside one span."""
+        one = world.open()
+        one.take(*(ask(n, n, protocol=protocol) for n in (10, 14, 21, 27)))
+        taken = [
+            numbers(one.take(ask(10, 99, count, align=align, protocol=protocol)))
+            for count, align in ((4, 4), (3, 1), (2, 5), (3, 2), (9, 3))
+        ]
+        assert [
+            [16, 17, 18, 19],
+            [11, 12, 13],
+            [25, 26],
+            [22, 23, 24],
+            [30, 31, 32, 33, 34, 35, 36, 37, 38],
+        ] == taken
+        spans = Ask("backup", ((100, 101), (102, 103), (200, 202)), 3, protocol, align=1)
+        assert [200, 201, 202] == numbers(one.take(spans))
+        assert exact(Full(0, None, False)) == exact(one.ask(spans))
+        assert [65534, 65535] == numbers(one.take(ask(65533, 65535, 2, align=2, protocol=protocol)))
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7, 8, 16, 33])
+    def test_block_in_a_gap(self, world: _World, count: int) -> None:
+        """A gap of just the size is found wherever it lies, behind one that is a number too small."""
+        one = world.open()
+        for offset in range(9):
+            low = 1000 + 97 * offset
+            gap, final = low + count + offset % 3, low + 80
+            taken = ((low + count - 1, gap - 1), (gap + count, final))
+            one.take(Ask("backup", taken, final - low + 1 - (count - 1) - count))
+            assert exact(Full(0, None, False)) == exact(one.ask(ask(low, final, count + 1, align=1)))
+            assert list(range(gap, gap + count)) == numbers(one.take(ask(low, final, count, align=1)))
+
+    def test_blocks_in_one_step(self, world: _World) -> None:
+        """Two blocks of one step lie apart; when one has no room, neither is given."""
+        one = world.open()
+        before = world.settled()
+        pair = ask(10, 17, 4, align=2)
+        assert exact(Full(2, None, False)) == exact(one.ask(pair, pair, pair))
+        assert before == world.settled()
+        assert list(range(10, 18)) == numbers(one.take(pair, pair))
+
+    def test_rotate(self, world: _World) -> None:
+        """Numbers go round, over the first spans; the others come last; each range has its own round."""
+        one = world.open()
+        asked = Ask("backup", ((20, 21), (30, 31), (10, 11)), rotate=2)
+        given = []
+        for count in (1, 2, 2, 1):
+            ports = one.take(asked._replace(count=count))
+            given.append(numbers(ports))
+            one.release(*ports)
+        assert [[20], [21, 30], [31, 20], [21]] == given
+        assert [30, 31, 20, 21, 10] == numbers(one.take(asked._replace(count=5)))
+        other = asked._replace(range="display", protocol="udp")
+        assert [20] == numbers(one.take(other))
+        assert [21] == numbers(one.take(other))
+
+    def test_rotate_blocks(self, world: _World) -> None:
+        """Blocks go round too, and may lie across the number where the round ends."""
+        one = world.open()
+        given = []
+        for count, align in ((2, 2), (2, 2), (3, 1), (4, 1)):
+            ports = one.take(ask(10, 16, count, align=align, rotate=1))
+            given.append(numbers(ports))
+            one.release(*ports)
+        assert [[10, 11], [12, 13], [14, 15, 16], [10, 11, 12, 13]] == given
+        one.take(ask(10, 11, 2), ask(16, 16))
+        assert [12, 13, 14, 15] == numbers(one.take(ask(10, 16, 4, align=1, rotate=1)))
+
+    # ------------------------------------------------------------ limit, cooldown
+
+    def test_limit(self, world: _World) -> None:
+        """One owner gets no more ports of a range than its limit, over all asks of a step and all leases."""
+        one, two = world.open("one"), world.open("two")
+        mine = ask(10, 99, owner="vm-1", limit=2)
+        full = exact(Full(0, None, False, "limit"))
+        before = world.settled()
+        assert exact(Full(2, None, False, "limit")) == exact(one.ask(mine, mine._replace(protocol="both"), mine))
+        assert full == exact(one.ask(mine._replace(count=3)))
+        assert before == world.settled()
+        first, _ = one.take(mine) + two.take(mine._replace(protocol="udp"))
+        assert [full] * 3 == [exact(reply) for reply in (one.ask(mine), two.ask(mine), one.ask(mine, wait=Wait(LONG)))]
+        assert 0 == world.view().waiting
+        for other in (mine._replace(owner="vm-2"), mine._replace(range="display"), mine._replace(limit=0)):
+            assert isinstance(one.ask(other), Granted)
+        assert exact(Released(1)) == exact(one.release(first))
+        assert isinstance(two.ask(mine), Granted)
+        assert full == exact(two.ask(mine))
+
+    @pytest.mark.parametrize("way", ["cooldown", "close", "quarantine", "mark", "surplus", "abandon"])
+    def test_limit_given_back(self, world: _World, way: str) -> None:
+        """What is not held any more does not count, whatever became of it."""
+        one, two = world.open("one"), world.open("two")
+        mine = ask(10, 10, limit=1, quarantine=LONG, cooldown=LONG if way == "cooldown" else 0)
+        ports = one.take(mine)
+        elsewhere = ask(11, 11, limit=1)
+        assert exact(Full(0, None, False, "limit")) == exact(two.ask(elsewhere))
+        match way:
+            case "cooldown":
+                one.release(*ports)
+            case "mark" | "surplus":
+                one.mark(*ports, most=int(way == "mark"))
+            case "abandon":
+                one.renew(1)
+            case _:
+                one.close(quarantine=way == "quarantine")
+        assert ([] if way in ("close", "surplus", "abandon") else [("tcp", 10)]) == list(world.states())
+        assert isinstance(two.ask(elsewhere), Granted)
+        assert exact(Full(0, None, False, "limit")) == exact(two.ask(ask(12, 12, limit=1)))
+
+    def test_limit_after_expiry(self, world: _World) -> None:
+        """A dead holder's ports count until they are reclaimed."""
+        one, two = world.open("one", ttl=world.ttl), world.open("two")
+        one.take(ask(10, 10, limit=1, quarantine=LONG))
+        world.until(lambda: isinstance(two.ask(ask(11, 11, limit=1)), Granted), within=3 * world.clock.ttl)
+        assert {("tcp", 10): "cooling", ("tcp", 11): "held"} == world.states()
+
+    def test_cooldown(self, world: _World) -> None:
+        """A released port cools for its cooldown, and says so to whoever asks for it; an abandoned one does not."""
+        one = world.open()
+        cooldown = world.ttl // 2
+        plain, port = one.take(ask(9, 9), ask(10, 10, cooldown=cooldown, owner="vm-1"))
+        before = world.clock.time()
+        assert exact(Released(2)) == exact(one.release(plain, port))
+        assert exact(Released(0)) == exact(one.release(plain, port))
+        full = one.ask(one_port(10))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        expected = PortView(10, "tcp", "cooling", "backup", "vm-1", {}, "one", one.holder.lease, port.fence, 0, 0)
+        assert exact(expected) == exact(full.holder._replace(age=0, free_in=full.holder.free_in and 0))
+        world.until(lambda: not world.view().ports, within=world.clock.ttl)
+        assert world.clock.time() - before >= 0.99 * cooldown / SECOND
+        one.ask(ask(10, 10, cooldown=LONG), number=90)
+        assert exact(Renewed(False)) == exact(one.renew(90))
+        assert {} == world.states()
+
+    @pytest.mark.parametrize("way", ["close", "quarantine", "expiry"])
+    def test_cooldown_or_quarantine(self, world: _World, way: str) -> None:
+        """After a clean close ports cool for their cooldown; after one with quarantine or an expiry, for that."""
+        one = world.open(ttl=world.ttl)
+        one.take(ask(10, 10, cooldown=LONG), ask(11, 11, quarantine=LONG))
+        if way != "expiry":
+            assert exact(Closed(False)) == exact(one.close(quarantine=way == "quarantine"))
+        cools = {("tcp", 10 if way == "close" else 11): "cooling"}
+        world.until(lambda: cools == world.states(), within=3 * world.clock.ttl)
+
+    # ------------------------------------------------------------ foreign ports
+
+    def test_mark_foreign(self, world: _World) -> None:
+        """What a lease holds with these very fences is marked, for a time; others are passed over."""
+        one, two = world.open("one"), world.open("two")
+        duration = world.ttl // 2
+        first, second = one.take(ask(10, 11, 2, owner="vm-1", labels={"a": "b"}, host="kvm-07"))
+        (other,) = two.take(ask(12, 12))
+        stale = first._replace(fence=first.fence + 1), first._replace(protocol="udp"), Port(99, "tcp", first.fence)
+        before, start = world.settled(), world.clock.time()
+        assert exact(Marked(0)) == exact(one.mark(*stale, other))
+        assert exact(Marked(0)) == exact(one.mark())
+        assert before == world.settled()
+        assert exact(Marked(1)) == exact(one.mark(*stale, first, first, other, duration=duration, host="kvm-08"))
+        marked = world.view().ports[0]
+        expected = PortView(
+            10, "tcp", "foreign", "backup", "", {}, "one", one.holder.lease, first.fence, 0, 0, "kvm-08"
+        )
+        assert exact(expected) == exact(marked._replace(age=0, free_in=marked.free_in and 0))
+        assert exact(Released(0)) == exact(one.release(first))
+        assert exact(Full(0, None, False)) == exact(two.ask(ask(10, 10)))
+        assert exact(Released(1)) == exact(one.release(second))
+        assert exact(Closed(False)) == exact(one.close())
+        assert {("tcp", 10): "foreign", ("tcp", 12): "held"} == world.states()
+        world.until(lambda: ("tcp", 10) not in world.states(), within=world.clock.ttl)
+        assert world.clock.time() - start >= 0.99 * duration / SECOND
+        assert [10] == numbers(two.take(ask(10, 10)))
+
+    def test_mark_at_most(self, world: _World) -> None:
+        """Of each range at most so many ports are marked, over all calls and leases; the others are freed."""
+        one, two = world.open("one"), world.open("two")
+        ports = one.take(ask(10, 12, 3, cooldown=LONG), ask(20, 20, protocol="both"))
+        assert exact(Marked(2)) == exact(one.mark(*ports, most=2))
+        assert {("tcp", 10): "foreign", ("tcp", 11): "foreign"} == world.states()
+        (fifth,) = two.take(ask(20, 20, protocol="both"))
+        assert exact(Marked(0)) == exact(two.mark(*two.take(ask(12, 12)), most=2))
+        assert exact(Marked(1)) == exact(two.mark(fifth, range="display", most=1))
+        assert {("tcp", 10): "foreign", ("tcp", 11): "foreign", ("both", 20): "foreign"} == world.states()
+        assert exact(Full(0, None, False)) == exact(one.ask(ask(20, 20, protocol="udp")))
+
+    def test_marks_run_out(self, world: _World) -> None:
+        """A mark that ran out counts no more."""
+        one = world.open()
+        first, second = one.take(ask(10, 11, 2))
+        assert exact(Marked(1)) == exact(one.mark(first, most=1, duration=world.ttl // 4))
+        world.until(lambda: ("tcp", 10) not in world.states(), within=world.clock.ttl)
+        assert exact(Marked(1)) == exact(one.mark(second, most=1))
+
+    @pytest.mark.parametrize("marked", ["tcp", "udp", "both"])
+    @pytest.mark.parametrize("asked", ["tcp", "udp", "both"])
+    def test_explicit_over_a_mark(self, world: _World, marked: Protocol4, asked: Protocol4) -> None:
+        """Whoever wants the very number gets it from under a mark, which is gone and counts no more."""
+        one, two = world.open("one"), world.open("two")
+        one.mark(*one.take(ask(10, 10, protocol=marked)), most=1)
+        in_the_way = marked == asked or "both" in (marked, asked)
+        assert (Full if in_the_way else Granted) is type(one.ask(ask(10, 10, protocol=asked)))
+        if not in_the_way:
+            return
+        assert [10] == numbers(two.take(one_port(10, protocol=asked)))
+        assert {(asked, 10): "held"} == world.states()
+        assert exact(Marked(1)) == exact(one.mark(*one.take(ask(11, 11)), most=1))
+        if marked == "both" and asked != "both":
+            assert [10] == numbers(one.take(ask(10, 10, protocol="udp" if asked == "tcp" else "tcp")))
+
+    def test_explicit_over_two_marks(self, world: _World) -> None:
+        """A number for both protocols takes away a mark of each; one that is held is left, and then the marks are."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10), ask(10, 10, protocol="udp"), ask(11, 11)))
+        one.take(ask(11, 11, protocol="udp"))
+        before = world.settled()
+        assert isinstance(one.ask(one_port(11, protocol="both")), Full)
+        assert isinstance(one.ask(one_port(10, protocol="both"), one_port(11, protocol="both")), Full)
+        assert before == world.settled()
+        assert [10] == numbers(one.take(one_port(10, protocol="both")))
+        assert {("both", 10): "held", ("tcp", 11): "foreign", ("udp", 11): "held"} == world.states()
+
+    def test_explicit_refused(self, world: _World) -> None:
+        """A refused step leaves the marks; held and cooling ports do not give way."""
+        one, two = world.open("one"), world.open("two")
+        held, cooling, foreign = one.take(ask(10, 10), ask(11, 11, cooldown=LONG), ask(12, 12))
+        one.release(cooling)
+        one.mark(foreign)
+        before = world.settled()
+        for number, state, fence in ((10, "held", held.fence), (11, "cooling", cooling.fence)):
+            full = two.ask(one_port(12), one_port(number))
+            assert isinstance(full, Full)
+            assert full.holder is not None
+            assert (1, state, fence) == (full.ask, full.holder.state, full.holder.fence)
+        assert before == world.settled()
+        assert exact(Full(0, None, False)) == exact(two.ask(ask(12, 12)))
+
+    # ------------------------------------------------------------ queue
+
+    def test_queue(self, world: _World) -> None:
+        """Freed ports go to who waited first, whoever asks first; the others keep their places."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        waiting = [world.open(name) for name in "xyz"]
+        queued = [actor.queue(ask(10, 10)) for actor in waiting]
+        assert [True, False, False] == [reply.first for reply in queued]
+        tickets = [reply.ticket for reply in queued]
+        assert sorted(set(tickets)) == tickets
+        assert all(type(reply.due_in) is int and reply.due_in <= LONG for reply in queued)
+        assert 3 == world.view().waiting
+        assert exact(Released(1)) == exact(one.release(port))
+        assert exact(Full(0, None, False, "queue")) == exact(one.ask(ask(10, 10)))
+        for at, actor in enumerate(waiting):
+            for behind, ticket in zip(waiting[at + 1 :], tickets[at + 1 :], strict=True):
+                reply = behind.queue(ask(10, 10), ticket)
+                assert (ticket, False) == (reply.ticket, reply.first)
+            granted = actor.ask(ask(10, 10), wait=Wait(LONG, tickets[at]))
+            assert [10] == numbers(_ports(granted))
+            actor.release(*_ports(granted))
+        assert 0 == world.view().waiting
+
+    def test_queue_and_others(self, world: _World) -> None:
+        """Those who want other numbers or the other protocol are not held up, and nobody waits for a bystander."""
+        one = world.open()
+        one.take(ask(10, 10))
+        waiting = Ask("backup", ((10, 11), (20, 22)), 5)
+        ticket = world.open("x").queue(waiting).ticket
+        assert [12, 11, 23] == numbers(one.take(ask(12, 19), ask(11, 11, protocol="udp"), ask(23, 99)))
+        for competing in (ask(1, 10), ask(21, 21), one_port(22), ask(9, 99, protocol="both"), ask(1, 99, 2, align=1)):
+            reply = one.ask(competing)
+            assert isinstance(reply, Full)
+            assert "queue" == reply.why
+        assert exact(Full(1, None, False, "queue")) == exact(one.ask(ask(30, 30), ask(20, 20)))
+        reply = one.queue(ask(22, 30))
+        assert (True, False) == (reply.ticket > ticket, reply.first)
+
+    def test_queue_for_one_number(self, world: _World) -> None:
+        """A number that somebody before wants explicitly is left out of automatic picks, and holds nobody up."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(11, 11))
+        wanted = one_port(11, protocol="both")
+        ticket = two.queue(wanted).ticket
+        one.release(port)
+        assert [10, 12] == numbers(one.take(ask(10, 20, 2)))
+        assert [10, 12] == numbers(one.take(ask(10, 20, 2, protocol="udp")))
+        assert [13, 14] == numbers(one.take(ask(11, 20, 2, align=1, protocol="both")))
+        assert exact(Full(0, None, False)) == exact(one.ask(ask(11, 11)))
+        assert exact(Full(0, None, False, "queue")) == exact(one.ask(one_port(11)))
+        assert [16] == numbers(one.take(one_port(16)))
+        assert [11] == numbers(_ports(two.ask(wanted, wait=Wait(LONG, ticket))))
+
+    def test_place_is_given_up(self, world: _World) -> None:
+        """A place that nobody asks for within its window is given up; who comes late has it again all the same."""
+        one, late, behind = world.open("one"), world.open("x"), world.open("y")
+        (port,) = one.take(ask(10, 10))
+        window = world.ttl // 2
+        before = world.clock.time()
+        ticket = late.queue(ask(10, 10), window=window).ticket
+        world.until(lambda: world.view().waiting == 0, within=world.clock.ttl)
+        assert world.clock.time() - before >= 0.99 * window / SECOND
+        its = behind.queue(ask(10, 10))
+        assert its.first
+        one.release(port)
+        reply = late.ask(ask(10, 11, 2), wait=Wait(LONG, ticket))
+        assert isinstance(reply, Granted)
+        late.release(*reply.ports)
+        assert 1 == world.view().waiting
+        assert [10] == numbers(_ports(behind.ask(ask(10, 10), wait=Wait(LONG, its.ticket))))
+
+    def test_place_is_kept(self, world: _World) -> None:
+        """Who asks again in time keeps its place, however long it takes."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        window = world.ttl // 2
+        ticket = two.queue(ask(10, 10), window=window).ticket
+        again: list[tuple[int, bool]] = []
+
+        def long_enough() -> bool:
+            again.append(two.queue(ask(10, 10), ticket, window)[:2])
+            assert 1 == world.view().waiting
+            return len(again) == 20
+
+        world.until(long_enough, within=5 * world.clock.ttl)
+        assert [(ticket, True)] * 20 == again
+
+    def test_giving_up(self, world: _World) -> None:
+        """Without a window a place is given up, unless there is enough now."""
+        one, two = world.open("one"), world.open("two")
+        ports = one.take(ask(10, 10))
+        first, second = two.queue(ask(10, 10)).ticket, two.queue(ask(10, 10)).ticket
+        assert exact(Full(0, None, False)) == exact(two.ask(ask(10, 10), wait=Wait(0, first)))
+        assert exact(Full(0, None, False, "queue")) == exact(one.ask(ask(10, 10), wait=Wait(0)))
+        assert 1 == world.view().waiting
+        one.release(*ports)
+        assert [10] == numbers(_ports(two.ask(ask(10, 10), wait=Wait(0, second))))
+        assert 0 == world.view().waiting
+
+    def test_wrong_tickets(self, world: _World) -> None:
+        """Another's ticket is no place before it; one that was never given is none; both get a new one."""
+        one, two, three = world.open("one"), world.open("two"), world.open("three")
+        (port,) = one.take(ask(10, 10))
+        ticket = two.queue(ask(10, 10)).ticket
+        one.release(port)
+        stolen = three.queue(ask(10, 10), ticket)
+        future = three.queue(ask(10, 10), stolen.ticket + LONG)
+        assert [False, False] == [stolen.first, future.first]
+        assert ticket < stolen.ticket < future.ticket < stolen.ticket + LONG
+        assert 3 == world.view().waiting
+        assert [10] == numbers(_ports(two.ask(ask(10, 10), wait=Wait(LONG, ticket))))
+
+    def test_limit_in_the_queue(self, world: _World) -> None:
+        """Whoever would pass its limit does not wait, and gives up its place."""
+        one = world.open()
+        one.take(ask(10, 10))
+        mine = ask(10, 10, owner="vm-1", limit=1)
+        ticket = one.queue(mine).ticket
+        one.take(ask(20, 20, owner="vm-1", limit=1))
+        assert exact(Full(0, None, False, "limit")) == exact(one.ask(mine, wait=Wait(LONG, ticket)))
+        assert 0 == world.view().waiting
+
+    def test_queued_request_is_settled(self, world: _World) -> None:
+        """A late copy of a request that was queued is stale: it gets neither ports nor a place."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10, 10))
+        queued = two.ask(ask(10, 10), number=1, wait=Wait(world.ttl // 4))
+        assert isinstance(queued, Queued)
+        world.until(lambda: world.view().waiting == 0, within=world.clock.ttl)
+        one.release(port)
+        assert exact(Stale(1)) == exact(two.ask(ask(10, 10), number=1, wait=Wait(LONG)))
+        granted = two.ask(ask(10, 10), number=2, floor=1, wait=Wait(LONG, queued.ticket))
+        assert isinstance(granted, Granted)
+        assert exact(granted) == exact(two.ask(ask(10, 10), number=2, floor=1, wait=Wait(LONG, queued.ticket)))
+        assert exact(Stale(1)) == exact(two.ask(ask(10, 10), number=1, floor=1, wait=Wait(LONG)))
+        assert (0, {("tcp", 10): "held"}) == (world.view().waiting, world.states())
+
+    def test_dead_waiter(self, world: _World) -> None:
+        """A waiter whose lease ran out holds nobody up for longer than its window."""
+        one, dead, two = world.open("one"), world.open("dead", ttl=world.ttl), world.open("two")
+        (port,) = one.take(ask(10, 10))
+        dead.queue(ask(10, 10), window=2 * world.ttl)
+        ticket = two.queue(ask(10, 10)).ticket
+        one.release(port)
+        assert not two.queue(ask(10, 10), ticket).first
+        world.until(
+            lambda: isinstance(two.ask(ask(10, 10), wait=Wait(LONG, ticket)), Granted), within=4 * world.clock.ttl
+        )
+
+    # ------------------------------------------------------------ watch
+
+    @pytest.mark.parametrize("when", ["before", "meanwhile"])
+    @pytest.mark.parametrize("event", ["release", "close", "mark", "ahead"])
+    def test_wakes(self, world: _World, when: str, event: str) -> None:
+        """Where the backend says that it wakes, whoever waits is woken when its turn has come, long before its time."""
+        if Capability.WAKES not in world.store.capabilities:
+            pytest.skip("this backend wakes nobody")
+        one, ahead, two = world.open("one"), world.open("ahead"), world.open("two")
+        (port,) = one.take(ask(10, 10))
+        before = ahead.queue(ask(10, 10)).ticket if event == "ahead" else 0
+        ticket = two.queue(ask(10, 10)).ticket
+        if before:
+            one.release(port)
+
+        def act() -> None:
+            match event:
+                case "release":
+                    one.release(port)
+                case "close":
+                    one.close()
+                case "mark":
+                    one.mark(port, most=0)
+                case "ahead":
+                    ahead.release(*_ports(ahead.ask(ask(10, 10), wait=Wait(0, before))))
+
+        watch = world.store.watch(world.space, ticket)
+        try:
+            start = time.monotonic()
+            if when == "before":
+                act()
+                watch.wait(60)
+            else:
+                self.while_waiting(watch, 60, act)
+            reply = two.ask(ask(10, 10), wait=Wait(LONG, ticket))
+            while isinstance(reply, Queued):
+                watch.wait(60)
+                reply = two.ask(ask(10, 10), wait=Wait(LONG, ticket))
+        finally:
+            watch.close()
+            watch.close()
+        assert isinstance(reply, Granted)
+        assert time.monotonic() - start < 30
+
+    def test_watch_in_vain(self, world: _World) -> None:
+        """Without an event a watch comes back when its time is over."""
+        one = world.open()
+        one.take(ask(10, 10))
+        watch = world.store.watch(world.space, one.queue(ask(10, 10)).ticket)
+        start = time.monotonic()
+        watch.wait(0.05)
+        watch.wait(0)
+        watch.close()
+        assert 0 < time.monotonic() - start < 30
+
+    # ------------------------------------------------------------ preview
+
+    def test_preview(self, world: _World) -> None:
+        """It says what an acquire would give now, for every kind of ask, and changes nothing."""
+        one = world.open()
+        one.take(ask(10, 10), ask(11, 11, owner="vm-1", limit=1), ask(12, 12, rotate=1), ask(200, 200), ask(300, 300))
+        one.mark(*one.take(ask(14, 14, protocol="both")))
+        one.queue(ask(200, 201, 2))
+        one.queue(one_port(300))
+        one.release(*(Port(300, "tcp", view.fence) for view in world.view().ports if view.number == 300))
+        for asks in (
+            (ask(10, 99, 3),),
+            (ask(10, 99), ask(10, 99, protocol="udp"), ask(10, 99, 2, protocol="both")),
+            (ask(10, 99, 4, align=4), ask(10, 99, 9, align=1, protocol="both")),
+            (ask(10, 99, 2, rotate=1),),
+            (one_port(14), ask(10, 99)),
+            (ask(10, 11),),
+            (one_port(14), ask(10, 11)),
+            (one_port(10),),
+            (ask(10, 99, owner="vm-1", limit=1),),
+            (ask(10, 99), ask(198, 202)),
+            (ask(299, 301, 2),),
+        ):
+            before = world.settled()
+            shown = world.store.preview(world.space, asks)
+            assert before == world.settled()
+            given = one.ask(*asks)
+            if isinstance(given, Granted):
+                one.release(*given.ports)
+                given = Granted(tuple(port._replace(fence=0) for port in given.ports), 0)
+            elif isinstance(given, Full) and given.holder and isinstance(shown, Full) and shown.holder:
+                given = given._replace(holder=given.holder._replace(age=shown.holder.age))
+            assert exact(given) == exact(shown)
+
+    def test_preview_of_nothing(self, world: _World) -> None:
+        """In a space that nobody opened everything is free."""
+        shown = world.store.preview(world.space, [ask(10, 20, 2), ask(10, 20, 3, align=4, protocol="both")])
+        ports = [Port(10, "tcp", 0), Port(11, "tcp", 0), *(Port(n, "both", 0) for n in (12, 13, 14))]
+        assert exact(Granted(tuple(ports), 0)) == exact(shown)
+        assert exact(Full(0, None, False)) == exact(world.store.preview(world.space, [ask(10, 10, 2)]))
+        assert exact(Full(0, None, False, "limit")) == exact(world.store.preview(world.space, [ask(count=2, limit=1)]))
+        assert exact(SpaceView(world.space, 0, (), ())) == exact(world.view())
+
+    def test_preview_backlog(self, world: _World) -> None:
+        """What could be reclaimed now is still taken, and the reply says that there is some."""
+        one = world.open()
+        one.release(*one.take(ask(10, 10, cooldown=world.ttl // 4)))
+        start = world.clock.time()
+        assert exact(Full(0, None, False)) == exact(world.store.preview(world.space, [ask(10, 10)]))
+        while exact(Full(0, None, False)) == exact(world.store.preview(world.space, [ask(10, 10)])):
+            assert world.clock.time() - start < 3 * world.clock.ttl
+            world.clock.advance(world.clock.ttl / 16)
+        assert exact(Full(0, None, True)) == exact(world.store.preview(world.space, [ask(10, 10)]))
+        assert {("tcp", 10): "cooling"} == world.states()
+        world.store.reclaim(world.space)
+        assert isinstance(world.store.preview(world.space, [ask(10, 10)]), Granted)
 
     # ------------------------------------------------------------ renew
 
@@ -592,7 +1193,7 @@ class _Conformance:
         (port,) = one.take(ask(10, 10, quarantine=quarantine, owner="vm-1"))
         before = world.clock.time()
         assert exact(Closed(False)) == exact(one.close(quarantine=True))
-        full = two.ask(ask(10, 10))
+        full = two.ask(one_port(10))
         assert isinstance(full, Full)
         assert full.holder is not None
         expected = PortView(10, "tcp", "cooling", "backup", "vm-1", {}, "one", one.holder.lease, port.fence, 0, 0)
@@ -747,6 +1348,8 @@ class _Conformance:
         nobody.held()
         world.store.reclaim(world.space)
         world.view()
+        world.store.preview(world.space, [ask(count=3, align=1, protocol="both")])
+        nobody.mark(Port(10, "tcp", 1))
         assert world.space not in world.store.spaces()
 
     # ------------------------------------------------------------ hostile names
@@ -766,7 +1369,7 @@ class _Conformance:
         held = one.held()
         assert isinstance(held, Held)
         assert exact((view,)) == exact(tuple(port._replace(age=0) for port in held.ports))
-        full = two.ask(ask(10, 10))
+        full = two.ask(one_port(10))
         assert isinstance(full, Full)
         assert full.holder is not None
         assert exact(view) == exact(full.holder._replace(age=0))
@@ -789,6 +1392,43 @@ class _Conformance:
         assert [10809] == numbers(two.take(ask()))
         assert [space, world.space] == [view.space for view in world.store.read([space, world.space])]
         assert {space, world.space} <= set(world.store.spaces())
+
+    @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+    def test_hostile_owner_at_its_limit(self, world: _World, text: str) -> None:
+        """An owner is counted as who it is, also where it waits, cools, or is marked."""
+        one = world.open(text)
+        mine = ask(10, 20, owner=text, labels={text: text}, host=text, limit=1, cooldown=LONG, rotate=1)
+        (first,) = one.take(mine)
+        assert exact(Full(0, None, False, "limit")) == exact(one.ask(mine))
+        (second,) = one.take(mine._replace(owner=text + " "), mine._replace(owner=""))[:1]
+        assert exact(Marked(1)) == exact(one.mark(first, host=text))
+        assert exact(Released(1)) == exact(one.release(second))
+        foreign, cooling = world.view().ports[:2]
+        expected = (
+            PortView(10, "tcp", "foreign", "backup", "", {}, text, one.holder.lease, first.fence, 0, 0, text),
+            second.number,
+            (text + " ", {text: text}, text),
+        )
+        assert exact(expected) == exact(
+            (
+                foreign._replace(age=0, free_in=foreign.free_in and 0),
+                cooling.number,
+                (cooling.owner, cooling.labels, cooling.host),
+            )
+        )
+        assert [13] == numbers(one.take(mine))
+        assert one.queue(ask(10, 10, owner=text)).first
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [(("ab", "c"), ("a", "bc")), (("a", ""), ("", "a")), (("a", "b"), ("b", "a")), (("a", "0"), ("a", "00"))],
+    )
+    def test_limits_of_others(self, world: _World, one: tuple[str, str], other: tuple[str, str]) -> None:
+        """Owners and ranges that resemble one another are not counted together."""
+        asks = [Ask(range, ((10, 20),), owner=owner, limit=1) for range, owner in (one, other)]
+        actor = world.open()
+        assert [10, 11] == numbers(actor.take(*asks))
+        assert [exact(Full(0, None, False, "limit"))] * 2 == [exact(actor.ask(each)) for each in asks]
 
     # ------------------------------------------------------------ together
 
@@ -814,6 +1454,18 @@ class _Conformance:
         (opened,) = [reply for reply in replies if isinstance(reply, Opened)]
         occupied = Occupied(opened.incarnation, f"{replies.index(opened):02x}")
         assert [exact(occupied)] * 7 == [exact(reply) for reply in replies if not isinstance(reply, Opened)]
+
+    def test_together_in_the_queue(self, world: _World) -> None:
+        """Those who come at the same time have a place each, and one of them is the first."""
+        world.open("one").take(ask(10, 10))
+        actors = [world.open(f"i{i}") for i in range(8)]
+        wait = Wait(LONG)
+        calls = [("acquire", (world.space, actor.holder, Request(1, 1), [ask(10, 10)], wait)) for actor in actors]
+        replies = self.together(world.store, calls)
+        assert [Queued] * 8 == [type(reply) for reply in replies]
+        tickets = sorted((reply.ticket, reply.first) for reply in replies)
+        assert [True] + [False] * 7 == [first for _, first in tickets]
+        assert 8 == len({ticket for ticket, _ in tickets}) == world.view().waiting
 
     def test_two_objects(self, world: _World, other: _World) -> None:
         """What one backend object does, another one on the same store sees and respects."""
@@ -920,6 +1572,19 @@ class AsyncBackendConformance(_Conformance):
 
         return store._run(gather())
 
+    def while_waiting(self, watch: Watch, seconds: float, act: Callable[[], Any]) -> None:
+        assert isinstance(watch, _BlockingWatch)
+
+        async def begin() -> asyncio.Future[None]:
+            return asyncio.ensure_future(watch.asynchronous.wait(seconds))
+
+        async def end(waiting: asyncio.Future[None]) -> None:
+            await waiting
+
+        waiting = watch._run(begin())
+        act()
+        watch._run(end(waiting))
+
     @pytest.mark.parametrize("switches", range(12))
     def test_cancelled(self, world: _World, switches: int) -> None:
         """A call that is cancelled leaves no wrong reply behind for the next; abandoning it undoes what it did."""
@@ -943,7 +1608,7 @@ class AsyncBackendConformance(_Conformance):
         assert [10] == numbers(_ports(one.ask(ask(10, 10), number=2, floor=1)))
 
 
-def _ports(reply: Granted | Full | Gone | Stale) -> tuple[Port, ...]:
+def _ports(reply: Granted | Full | Queued | Gone | Stale) -> tuple[Port, ...]:
     assert isinstance(reply, Granted)
     return reply.ports
 

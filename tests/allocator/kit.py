@@ -7,23 +7,47 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
+import socket
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterports import AsyncPortAllocator, PortAllocator, PortRange
-from clusterports._names import host_space
+from clusterports._names import CLUSTER_SPACE, host_space
 from clusterports.abc import AsyncBackend, Backend
 from clusterports.errors import BackendError, BackendUnavailable
+from clusterports.probe import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import servers
 
-__all__ = ["BACKUP", "HOST", "PATIENCE", "Fault", "Flaky", "Kit", "Told", "eventually", "result"]
+    from clusterports.abc import SpaceView
+
+__all__ = [
+    "BACKUP",
+    "HOST",
+    "PATIENCE",
+    "Fault",
+    "Flaky",
+    "Kit",
+    "Outside",
+    "Told",
+    "begin",
+    "eventually",
+    "finished",
+    "listener",
+    "numbers",
+    "result",
+    "serve_in_pairs",
+    "serve_in_process",
+    "unused",
+]
 
 PATIENCE: Final = 15.0
 """Seconds until a test gives up waiting; none takes this long when all is well."""
@@ -38,12 +62,60 @@ async def result(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
+def begin(call: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+    """The call goes on by itself, whichever kind of allocator it is of: in a thread, or as a task."""
+    if inspect.iscoroutinefunction(call):
+        return asyncio.ensure_future(call(*args, **kwargs))
+    return asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+
+
+async def finished(call: asyncio.Future[Any]) -> Any:
+    """What became of it."""
+    return await asyncio.wait_for(call, PATIENCE)
+
+
+def numbers(ports: Any) -> list[int]:
+    """Of one allocation, or of several in their order."""
+    return [int(port) for port in (ports if isinstance(ports, list) else [ports])]
+
+
 async def eventually(expected: object, seen: Callable[[], Any]) -> None:
     """Wait until this is seen."""
     deadline = time.monotonic() + PATIENCE
     while (last := await result(seen())) != expected:
         assert time.monotonic() < deadline, f"expected {expected!r}, and at last saw {last!r}"
         await asyncio.sleep(0.01)
+
+
+def unused(count: int) -> int:
+    """The first of so many adjacent ports that nothing on this machine has, nor gets from the kernel meanwhile."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for first in random.sample(range(max(1024, low - 16000), low - count), 200):
+        if all(probe(first + index, "both").state == "free" for index in range(count)):
+            return first
+    raise AssertionError("no unused ports")
+
+
+def listener(number: int, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    """A listener of somebody else, on this family's wildcard alone."""
+    sock = socket.socket(family)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", number))
+    sock.listen()
+    return sock
+
+
+class Outside:
+    """A probe that finds these numbers busy, on every host, and remembers what it was asked."""
+
+    def __init__(self, *busy: int) -> None:
+        self.busy = set(busy)
+        self.asked: list[tuple[str, int, str]] = []
+
+    def __call__(self, host: str, number: int, protocol: str) -> bool:
+        self.asked.append((host, number, protocol))
+        return number not in self.busy
 
 
 class Told:
@@ -86,7 +158,19 @@ class Fault:
     times: int = 1_000_000_000
 
 
-STEPS: Final = ("open", "acquire", "renew", "release", "close_lease", "reclaim", "held", "read", "spaces")
+STEPS: Final = (
+    "open",
+    "acquire",
+    "preview",
+    "mark_foreign",
+    "renew",
+    "release",
+    "close_lease",
+    "reclaim",
+    "held",
+    "read",
+    "spaces",
+)
 
 
 class Flaky:
@@ -183,15 +267,20 @@ def _close(self: Flaky) -> Any:
     return self.inner.close()
 
 
-_SYNC: Final[Any] = type(
-    "FlakyBackend", (Flaky, Backend), {step: _blocking(step) for step in STEPS} | {"close": _close}
-)
-_ASYNC: Final[Any] = type(
-    "AsyncFlakyBackend", (Flaky, AsyncBackend), {step: _awaiting(step) for step in STEPS} | {"close": _close}
-)
+def _watch(self: Flaky, space: str, ticket: int) -> Any:
+    return self.inner.watch(space, ticket)
+
+
+_REST: Final = {"close": _close, "watch": _watch}
+_SYNC: Final[Any] = type("FlakyBackend", (Flaky, Backend), {step: _blocking(step) for step in STEPS} | _REST)
+_ASYNC: Final[Any] = type("AsyncFlakyBackend", (Flaky, AsyncBackend), {step: _awaiting(step) for step in STEPS} | _REST)
 
 
 # -------------------------------------------------------------------- both kinds
+
+
+def _space(host: str) -> str:
+    return host_space(host) if host else CLUSTER_SPACE
 
 
 class Kit:
@@ -231,20 +320,26 @@ class Kit:
             while seconds > 0:
                 self.store.clock.advance(min(seconds, 5.0))
                 seconds -= 5.0
-                while visitor.reclaim(host_space(host)).backlog:
+                while visitor.reclaim(_space(host)).backlog:
                     pass
 
-    def ports(self, host: str = HOST) -> dict[int, str]:
-        """What the store itself knows of the host's ports: state by number."""
+    def view(self, host: str = HOST) -> SpaceView:
+        """What the store itself knows of the host; of what is unique in the cluster for ""."""
         with self.store.connect(virtual=True) as visitor:
-            (view,) = visitor.read([host_space(host)])
-        return {port.number: port.state for port in view.ports}
+            (view,) = visitor.read([_space(host)])
+        return view  # type: ignore[no-any-return]
+
+    def ports(self, host: str = HOST) -> dict[int, str]:
+        """State by number."""
+        return {port.number: port.state for port in self.view(host).ports}
 
     def leases(self, host: str = HOST) -> list[str]:
-        """The instances that have a lease on the host, as the store knows them."""
-        with self.store.connect(virtual=True) as visitor:
-            (view,) = visitor.read([host_space(host)])
-        return [lease.instance for lease in view.leases]
+        """The instances that have a lease there."""
+        return [lease.instance for lease in self.view(host).leases]
+
+    def waiting(self, host: str = HOST) -> int:
+        """How many places in the queue are taken."""
+        return self.view(host).waiting
 
     async def finish(self) -> None:
         for allocator in self._allocators:
@@ -255,3 +350,37 @@ class Kit:
                 await result(allocator.close())
         for backend in self._backends:
             await result(backend.close())
+
+
+# -------------------------------------------------------------------- many at once
+
+
+async def serve_in_pairs(allocator: Any, asks: int) -> list[int]:
+    """So many asks for two ports each, five at a time; the numbers that came."""
+    left = iter(range(asks))
+    given: list[int] = []
+
+    async def ask() -> None:
+        for _ in left:
+            given.extend(numbers(await result(allocator.acquire("r", count=2))))
+
+    def ask_blocking() -> None:
+        for _ in left:
+            given.extend(numbers(allocator.acquire("r", count=2)))
+
+    waits = isinstance(allocator, AsyncPortAllocator)
+    await asyncio.gather(*(ask() if waits else asyncio.to_thread(ask_blocking) for _ in range(5)))
+    return given
+
+
+def serve_in_process(kind: str, url: str, span: PortRange, asks: int) -> list[int]:
+    """The same, for a process of its own. Its ports stay held."""
+
+    async def serve() -> list[int]:
+        allocator = (PortAllocator if kind == "sync" else AsyncPortAllocator)(url, host=HOST, ranges=[span])
+        try:
+            return await serve_in_pairs(allocator, asks)
+        finally:
+            await result(allocator.detach())
+
+    return asyncio.run(serve())

@@ -12,6 +12,7 @@ import pytest
 from allocator.kit import HOST, PATIENCE, Fault, Told, eventually, result
 
 from clusterports import BackendError, BackendUnavailable, LeaseLost, PortRange
+from clusterports._names import host_space
 from clusterports.abc import Stale
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def test_nothing_held_no_jeopardy(memory_kit: Kit) -> None:
     flaky, jeopardy = memory_kit.flaky(), Told()
     ports = memory_kit.allocator(backend=flaky, ttl=SHORT, on_jeopardy=jeopardy)
     await result((await result(ports.acquire("backup"))).release())
-    lease = ports._leases[HOST]
+    lease = ports._leases[host_space(HOST)]
     fail(flaky, "fails")
     await eventually("jeopardy", lambda: lease.state)
     flaky.back()

@@ -28,6 +28,7 @@ from clusterports import (
     PortsExhausted,
     Settings,
 )
+from clusterports._names import host_space
 from clusterports.abc import Ask, Closed, Full, Granted, Holder, Opened, Released, Renewal, Request, Stale
 from clusterports_redis._sync import OwnConnections
 from clusterports_redis._wire import keys
@@ -262,7 +263,7 @@ async def test_interrupted_acquire(memory_kit: Kit, interrupt: type[BaseExceptio
     flaky.faults["acquire"] = Fault(interrupt(), after=after, times=1)
     with pytest.raises(interrupt):
         await result(ports.acquire("backup"))
-    lease = ports._leases[HOST]
+    lease = ports._leases[host_space(HOST)]
     await eventually(((), {}), lambda: (lease.renewal().abandoned, memory_kit.ports()))
     held = await result(ports.acquire("backup"))
     assert ([held], 10809) == (await result(ports.allocations()), held.number)
@@ -464,7 +465,7 @@ async def test_two_leases_given_up(memory_kit: Kit) -> None:
     lost = Told()
     ports = memory_kit.allocator(ttl=1, strict=True, on_lost=lost, ranges=[RANGE])
     first = await result(ports.acquire("r"))
-    del ports._leases[HOST]  # as a deadline that passes between two looks does
+    del ports._leases[host_space(HOST)]  # as a deadline that passes between two looks does
     second = await result(ports.acquire("r"))
     assert first._lease.holder.incarnation < second._lease.holder.incarnation
     for port in (second, first):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,20 @@ def taken(store: servers.ServerStore) -> list[tuple[int, str]]:
     with backend:
         (view,) = backend.read(["host:h"])
     return [(port.number, port.state) for port in view.ports]
+
+
+def in_queue(store: servers.ServerStore) -> int:
+    """How many wait for a port on host h."""
+    with store.connect() as backend:
+        (view,) = backend.read(["host:h"])
+    return view.waiting
+
+
+def wait_for_queue(store: servers.ServerStore, length: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while in_queue(store) != length:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:
@@ -75,6 +90,81 @@ def test_udp_and_explicit_port(command: Command) -> None:
     done = command("run", "--range", "backup", "--port", "10811", "--protocol", "udp", "--", "echo", "{port}")
 
     assert (0, "10811\n") == (done.returncode, done.stdout)
+
+
+def test_both_protocols(command: Command) -> None:
+    """One number for TCP and UDP: it is free in both, and taken in both."""
+    command.environment |= TINY
+    command.holding("--port", "10809", "--protocol", "udp")
+    command.holding("--protocol", "both", "--owner", "vm1")
+    words = ("--", "echo", "{port}")
+    tcp, both, again = (
+        command("run", "--range", "backup", *more, *words)
+        for more in (("--protocol", "tcp"), ("--protocol", "both"), ("--protocol", "udp"))
+    )
+
+    assert (0, "10809\n") == (tcp.returncode, tcp.stdout)
+    assert (3, FULL) == (both.returncode, both.stderr)
+    assert (3, FULL) == (again.returncode, again.stderr)
+
+
+def test_wait(command: Command, valkey: servers.ServerStore) -> None:
+    """With --wait a command starts once a port is given back, in the order of arrival."""
+    command.environment |= TINY
+    first, _ = command.holding("--port", "10809")
+    command.holding("--port", "10810")
+    waiting = []
+    for place in (1, 2):
+        script = f"echo {place} >> served; echo {{port}}"
+        waiting.append(command.start("run", "--range", "backup", "--wait", "60", "--", "sh", "-c", script))
+        wait_for_queue(valkey, place)
+    first.terminate()
+    told = [process.communicate(timeout=PATIENCE)[0] for process in waiting]
+
+    assert 143 == first.wait(PATIENCE)
+    assert ["10809\n", "10809\n"] == told
+    assert [0, 0] == [process.returncode for process in waiting]
+    assert "1\n2\n" == (command.directory / "served").read_text()
+    assert 0 == in_queue(valkey)
+
+
+def test_wait_in_vain(command: Command, valkey: servers.ServerStore) -> None:
+    """When the time is over, it is as if there had been no wait, and the place is given up."""
+    command.environment |= {"CLUSTERPORTS_RANGES__BACKUP__LAST": "10809"}
+    command.holding()
+    done = command("run", "--range", "backup", "--wait", "0.3", "--", "echo", "started")
+
+    assert (3, "") == (done.returncode, done.stdout)
+    assert "clusterports: Unable to find an unused port in range 'backup' (10809-10809) within 0.3 s\n" == done.stderr
+    assert 0 == in_queue(valkey)
+
+
+def test_signal_while_waiting(command: Command, valkey: servers.ServerStore) -> None:
+    """A signal ends a wait at once; the command never starts, and its lease is gone."""
+    command.environment |= {"CLUSTERPORTS_RANGES__BACKUP__LAST": "10809"}
+    command.holding()
+    process = command.start("run", "--range", "backup", "--wait", "3600", "--", "echo", "started")
+    wait_for_queue(valkey, 1)
+    process.terminate()
+    out, err = process.communicate(timeout=PATIENCE)
+
+    assert (143, "", "") == (process.returncode, out, err)
+    with valkey.connect() as backend:
+        (view,) = backend.read(["host:h"])
+    assert [(10809, "held")] == [(port.number, port.state) for port in view.ports]
+    assert 1 == len(view.leases)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("31536001", "31536001.0"), ("soon", "'soon'"), ("", "''")],
+)
+def test_bad_wait(seconds: str, shown: str, bare: Command) -> None:
+    """A time that is none, or longer than a year, is refused before anything else happens."""
+    done = bare("run", "--range", "backup", "--wait", seconds, "--", "echo", "started")
+
+    told = f"clusterports: wait: must be a number of seconds from 0 to 31536000, got {shown}\n"
+    assert (2, "", told) == (done.returncode, done.stdout, done.stderr)
 
 
 def test_two_terminals(command: Command, valkey: servers.ServerStore) -> None:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["GRAIN", "Event", "Kind", "Recorder", "Use", "breaches", "read", "uses"]
+__all__ = ["GRAIN", "Event", "Kind", "Recorder", "Use", "breaches", "overtakings", "read", "uses"]
 
-Kind = Literal["granted", "released", "refused", "jeopardy", "recovered", "lost", "beat", "killed"]
+Kind = Literal["granted", "released", "refused", "jeopardy", "recovered", "lost", "beat", "killed", "queued"]
 
 
 GRAIN: Final = 0.001
@@ -34,7 +34,8 @@ class Event:
 
     ``granted``, ``released`` and ``refused`` (a release that raised LeaseLost) are of one port.
     ``jeopardy``, ``recovered``, ``lost``, ``beat`` (a heartbeat that was confirmed) and ``killed`` are of all that
-    the client holds on the host, or everywhere when ``host`` is "".
+    the client holds on the host, or everywhere when ``host`` is "". ``queued``: a place in the queue, by its ticket,
+    was taken or kept; a port that was given to one who waited has the ticket too.
     """
 
     client: str
@@ -45,6 +46,7 @@ class Event:
     number: int = 0
     protocol: str = "tcp"
     fence: int = 0
+    ticket: int = 0
 
 
 class Recorder:
@@ -64,9 +66,10 @@ class Recorder:
         number: int = 0,
         protocol: str = "tcp",
         fence: int = 0,
+        ticket: int = 0,
     ) -> None:
         at = time.monotonic() if answered is None else answered
-        line = json.dumps(asdict(Event(self._client, event, asked, at, host, number, protocol, fence)))
+        line = json.dumps(asdict(Event(self._client, event, asked, at, host, number, protocol, fence, ticket)))
         with self._lock:
             self._file.write(line + "\n")
 
@@ -102,6 +105,32 @@ class Use:
         return (
             f"{port.client} with fence {port.fence} from {self.since:.3f} to {self.until:.3f} ({self.end or 'the end'})"
         )
+
+
+def overtakings(events: Iterable[Event], window: float) -> list[str]:
+    """Those who got a port before somebody who had come earlier, and whose place was still kept; ``window``: seconds.
+
+    Tickets are given out in the order of arrival, fences in the order of giving. All want the same ports.
+    """
+    kept: dict[int, list[Event]] = defaultdict(list)
+    given: dict[int, Event] = {}
+    for event in events:
+        if event.event == "queued":
+            kept[event.ticket].append(event)
+        elif event.event == "granted" and event.ticket:
+            given[event.ticket] = event
+    found = []
+    waiting: list[int] = sorted(kept)
+    for late in sorted(given.values(), key=attrgetter("fence")):
+        for ticket in waiting:
+            if ticket >= late.ticket:
+                break
+            # One that was killed may have been served before, and could not say so.
+            places = kept[ticket]
+            after = given[ticket].fence > late.fence if ticket in given else places[-1].asked > late.answered
+            if after and any(place.answered < late.asked and late.answered < place.asked + window for place in places):
+                found.append(f"ticket {late.ticket} of {late.client} was served before ticket {ticket}")
+    return found
 
 
 _ENDS: dict[str, Kind] = {

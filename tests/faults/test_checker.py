@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.checker import Event, Recorder, breaches, read, uses
+from faults.checker import Event, Recorder, breaches, overtakings, read, uses
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,3 +210,32 @@ def test_files(tmp_path: Path) -> None:
         file.write("\n")
     with pytest.raises(ValueError, match="line 3: not an event"):
         read([path])
+
+
+def test_overtaking() -> None:
+    """Who is served before somebody whose place is still kept has jumped the queue."""
+    first, second = event("a", "queued", 1.0, ticket=7), event("b", "queued", 2.0, ticket=8)
+    assert ["ticket 8 of b was served before ticket 7"] == overtakings(
+        [first, second, event("b", "granted", 3.0, fence=20, ticket=8), event("a", "granted", 3.5, fence=21, ticket=7)],
+        3.0,
+    )
+    assert ["ticket 8 of b was served before ticket 7"] == overtakings(
+        [first, second, event("b", "granted", 3.0, fence=20, ticket=8), event("a", "queued", 3.5, ticket=7)], 3.0
+    )
+
+
+def test_killed_when_served() -> None:
+    """Of one of whom nothing more was heard nobody knows whether it was served before."""
+    first, second = event("a", "queued", 1.0, ticket=7), event("b", "queued", 2.0, ticket=8)
+    assert [] == overtakings([first, second, event("b", "granted", 3.0, fence=20, ticket=8)], 3.0)
+
+
+def test_in_order() -> None:
+    """In the order of tickets, whichever answer came first; and past a place that was no longer kept."""
+    first, second = event("a", "queued", 1.0, ticket=7), event("b", "queued", 2.0, ticket=8)
+    assert [] == overtakings(
+        [first, second, event("b", "granted", 3.0, fence=21, ticket=8), event("a", "granted", 3.5, fence=20, ticket=7)],
+        3.0,
+    )
+    late = [event("b", "granted", 4.1, fence=20, ticket=8), event("a", "granted", 5.0, fence=21, ticket=7)]
+    assert [] == overtakings([first, second, *late], 3.0)

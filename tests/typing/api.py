@@ -13,6 +13,7 @@ from clusterports import (
     LeaseLost,
     PortAllocator,
     PortRange,
+    PortRequest,
     Settings,
 )
 
@@ -43,7 +44,7 @@ def threads(count: int, client: Any) -> None:
         with ports.acquire("backup") as port:
             assert_type(port, Allocation)
             assert_type((port.number, int(port), port.fence, port.lease), tuple[int, int, int, int])
-            assert_type((port.host, port.range, port.owner), tuple[str, str, str])
+            assert_type((port.host, port.range, port.owner), tuple[str, str | None, str])
             assert_type(port.acquired_at, datetime)
             assert_type(port.valid, bool)
             assert_type(port.expires_in, float)
@@ -56,6 +57,20 @@ def threads(count: int, client: Any) -> None:
         ports.detach()
     PortAllocator(client=client, ranges=[PortRange("web", 8000, 8999, quarantine=5)]).close(release=False)
     PortAllocator(settings=Settings(url="memory://"))
+
+
+def ranges() -> None:
+    web = PortRange("web", 8000, 8999, scope="cluster", strategy="next", exclude=[8080, "8443-8444", (8500, 8509)])
+    assert_type(web.exclude, tuple[tuple[int, int], ...])
+    assert_type((web.static_band, web.cooldown, web.quarantine), tuple[int, float, float])
+    assert_type(web.limit, int | None)
+    assert_type(web.scope == "host", bool)
+    PortRange("web", 8000, 8999, strategy="best")  # type: ignore[arg-type]
+    PortRange("web", 8000, 8999, exclude=[8080.5])  # type: ignore[list-item]
+    web.limit = 5  # type: ignore[misc]
+    request = PortRequest(None, host="kvm-07", port=8080, protocol="both", labels={"job": "7"})
+    assert_type((request.range, request.host, request.port), tuple[str | None, str | None, int | None])
+    PortRequest("web", protocol="sctp")  # type: ignore[arg-type]
 
 
 async def tasks(count: int) -> None:

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterports._names import (
+    CLUSTER_SPACE,
     check_labels,
     check_name,
     check_text,
     default_host,
     default_instance,
     host_space,
+    is_cluster_space,
     is_host_space,
     is_name,
     space_host,
@@ -71,10 +73,13 @@ def test_encoding(host: str, space: str) -> None:
     assert space == host_space(host)
 
 
-def test_other_spaces() -> None:
-    """A space that is not a host's has no host."""
+def test_the_clusters_space() -> None:
+    """The space of the cluster is no host's, not even that of a host of this name."""
+    assert is_cluster_space(CLUSTER_SPACE)
+    assert not is_host_space(CLUSTER_SPACE)
+    assert not is_cluster_space(host_space(CLUSTER_SPACE))
     with pytest.raises(ValueError, match="not the space of a host: 'cluster'"):
-        space_host("cluster")
+        space_host(CLUSTER_SPACE)
 
 
 @pytest.mark.parametrize("name", ["a", "kvm-07", "a b", "日本", "}x{", "*", "[red]", "x" * 255, "é" * 127])

@@ -5,22 +5,38 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from clusterports.errors import AllocationError
-from clusterports.probe import FREE, BindError, PortBusy, bound, ephemeral_overlap, is_local, probe
+from clusterports.errors import AllocationError, BindError, PortBusy
+from clusterports.probe import (
+    FREE,
+    HeldSockets,
+    Verdict,
+    bound,
+    check,
+    ephemeral_overlap,
+    is_local,
+    probe,
+    warn_ephemeral,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Literal
 
     from clusterports.abc import Protocol4
+
+    Single = Literal["tcp", "udp"]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the table is that of Linux")
 
@@ -116,7 +132,7 @@ def wait_for_state(number: int, *states: str) -> None:
         time.sleep(0.001)
 
 
-def said(number: int, protocol: Protocol4 = "tcp") -> str:
+def said(number: int, protocol: Single = "tcp") -> str:
     """The probe's word, once it is seen that binding the port for good has the same outcome."""
     state = probe(number, protocol).state
     try:
@@ -129,7 +145,7 @@ def said(number: int, protocol: Protocol4 = "tcp") -> str:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_nothing(number: int, protocol: Protocol4) -> None:
+def test_nothing(number: int, protocol: Single) -> None:
     """A port on which there is nothing is free, and stays so after it was probed."""
     assert ["free", "free"] == [said(number, protocol), said(number, protocol)]
     assert FREE == probe(number, "both")
@@ -237,7 +253,7 @@ def test_busy_reason(number: int) -> None:
     with open_socket("::", number, family=AF_INET6, v6only=True) as foreign:
         foreign.listen()
         reason = f"{number}/tcp on :: ({os.strerror(errno.EADDRINUSE)})"
-        assert ("busy", reason) == probe(number)
+        assert Verdict("busy", reason) == probe(number)
         with pytest.raises(PortBusy) as caught:
             bound(number)
     assert f"Unable to bind port {reason}" == str(caught.value)
@@ -261,11 +277,11 @@ def unprivileged() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_privileged(protocol: Protocol4) -> None:
+def test_privileged(protocol: Single) -> None:
     """A port that this user may not bind is an error with its text, which is neither free nor busy."""
     with unprivileged() as number:
         reason = f"{number}/{protocol} on 0.0.0.0 ({os.strerror(errno.EACCES)})"
-        assert ("error", reason) == probe(number, protocol)
+        assert Verdict("error", reason, fatal=False) == probe(number, protocol)
         with pytest.raises(BindError, match=os.strerror(errno.EACCES)) as caught:
             bound(number, protocol)
     assert not isinstance(caught.value, PortBusy)
@@ -315,9 +331,39 @@ def test_without_ipv6(number: int, code: int, at: str, monkeypatch: pytest.Monke
 def test_without_any_family(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where neither IPv4 nor IPv6 can be used nothing is free, and the reason is said."""
     monkeypatch.setattr(socket, "socket", refusing(errno.EAFNOSUPPORT, AF_INET, AF_INET6, at="socket"))
-    assert ("error", f"{number}/tcp on 0.0.0.0 ({os.strerror(errno.EAFNOSUPPORT)})") == probe(number)
-    with pytest.raises(BindError, match="neither IPv6 nor IPv4"):
+    reason = f"{number}/tcp on 0.0.0.0 ({os.strerror(errno.EAFNOSUPPORT)})"
+    assert Verdict("error", reason, fatal=True) == probe(number)
+    with pytest.raises(BindError, match="neither IPv6 nor IPv4") as caught:
         bound(number)
+    assert caught.value.verdict.fatal
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process may open no more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as lowest:
+        limit = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_no_descriptors_left(number: int, protocol: Single) -> None:
+    """What befalls every port alike says nothing of this one: an error by which a search has to stop."""
+    reason = f"{number}/{protocol} on 0.0.0.0 ({os.strerror(errno.EMFILE)})"
+    held = HeldSockets()
+    with no_descriptors():
+        assert Verdict("error", reason, fatal=True) == probe(number, protocol)
+        with pytest.raises(BindError, match=os.strerror(errno.EMFILE)) as caught:
+            bound(number, protocol)
+        assert check(held, "localhost", number, protocol).fatal
+    assert not isinstance(caught.value, PortBusy)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert [] == held.take(number, protocol)
 
 
 @pytest.mark.parametrize("number", [-1, 0, 65536])
@@ -352,7 +398,7 @@ def test_bound_udp_is_served(number: int, address: tuple[int, str]) -> None:
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("family", "address", "v6only"), ADDRESSES)
 def test_bound_cannot_be_stolen(
-    number: int, family: int, address: str, v6only: bool | None, options: tuple[int, ...], protocol: Protocol4
+    number: int, family: int, address: str, v6only: bool | None, options: tuple[int, ...], protocol: Single
 ) -> None:
     """Once it is bound (TCP: listens) nobody else can bind the port, whatever the address and the options."""
     kind = SOCK_STREAM if protocol == "tcp" else SOCK_DGRAM
@@ -399,6 +445,154 @@ def test_is_local(name: str, host: str, expected: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(socket, "gethostname", lambda: name)
     monkeypatch.setattr(socket, "getaddrinfo", None)
     assert expected is is_local(host)
+
+
+HERE = "localhost"
+ELSEWHERE = "no-such-host.invalid"
+
+
+def test_both(number: int) -> None:
+    """For both protocols a port has to be free in both; the reason names the one that is not."""
+    with bound(number, "udp"):
+        verdict = probe(number, "both")
+    assert Verdict("busy", f"{number}/udp on 0.0.0.0 ({os.strerror(errno.EADDRINUSE)})") == verdict
+    with bound(number, "tcp"):
+        verdict = probe(number, "both")
+    assert Verdict("busy", f"{number}/tcp on 0.0.0.0 ({os.strerror(errno.EADDRINUSE)})") == verdict
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "both"])
+def test_check(number: int, protocol: Protocol4) -> None:
+    """`auto` asks the kernel of this machine's ports alone, False nobody, and a callable has the last word."""
+    asked: list[tuple[str, int, str]] = []
+
+    def says(answer: bool) -> Callable[[str, int, Protocol4], bool]:
+        def say(host: str, port: int, kind: Protocol4) -> bool:
+            asked.append((host, port, kind))
+            return answer
+
+        return say
+
+    with bound(number), bound(number, "udp"):
+        assert "busy" == check("auto", HERE, number, protocol).state
+        assert FREE == check("auto", ELSEWHERE, number, protocol)
+        assert FREE == check(False, HERE, number, protocol)
+        assert FREE == check(says(True), HERE, number, protocol)
+    assert FREE == check("auto", HERE, number, protocol)
+    no = Verdict("busy", f"{number}/{protocol} on host '{ELSEWHERE}' (so says the probe)")
+    assert no == check(says(False), ELSEWHERE, number, protocol)
+    assert [(HERE, number, protocol), (ELSEWHERE, number, protocol)] == asked
+
+
+def test_check_of_a_callable_that_fails(number: int) -> None:
+    """A BindError is a verdict; any other exception of a caller's probe is the caller's."""
+    verdict = Verdict("error", "no")
+
+    def refuse(host: str, port: int, protocol: Protocol4) -> bool:
+        raise BindError(verdict)
+
+    def fail(host: str, port: int, protocol: Protocol4) -> bool:
+        raise LookupError
+
+    assert verdict == check(refuse, HERE, number, "tcp")
+    with pytest.raises(LookupError):
+        check(fail, HERE, number, "tcp")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kinds"), [("tcp", [SOCK_STREAM]), ("udp", [SOCK_DGRAM]), ("both", [SOCK_STREAM, SOCK_DGRAM])]
+)
+def test_held_sockets(number: int, protocol: Protocol4, kinds: list[int]) -> None:
+    """What is said to be free is bound from then on, TCP listens, and it is handed over once."""
+    with HeldSockets() as held:
+        assert held(HERE, number, protocol)
+        assert "busy" == probe(number, protocol).state
+        sockets = held.take(number, protocol)
+        assert [] == held.take(number, protocol)
+    assert kinds == [sock.type for sock in sockets]
+    assert [number] * len(kinds) == [sock.getsockname()[1] for sock in sockets]
+    assert "busy" == probe(number, protocol).state
+    for sock in sockets:
+        assert (sock.type == SOCK_STREAM) is bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        sock.close()
+    assert FREE == probe(number, protocol)
+
+
+def test_held_sockets_one_by_one(number: int) -> None:
+    """Of a port for both protocols each socket can be taken alone; the other stays."""
+    with HeldSockets() as held:
+        assert held(HERE, number, "both")
+        [udp] = held.take(number, "both", "udp")
+        assert [] == held.take(number, "both", "udp")
+        udp.close()
+        assert ("busy", "free") == (probe(number, "tcp").state, probe(number, "udp").state)
+        [tcp] = held.take(number, "both")
+        assert (SOCK_DGRAM, SOCK_STREAM) == (udp.type, tcp.type)
+        tcp.close()
+    assert FREE == probe(number, "both")
+
+
+@pytest.mark.parametrize("taken", ["tcp", "udp"])
+def test_held_sockets_of_a_busy_port(number: int, taken: Single) -> None:
+    """A port that is busy for one protocol is busy for both, and nothing of it is kept."""
+    other: Single = "udp" if taken == "tcp" else "tcp"
+    with HeldSockets() as held:
+        with bound(number, taken):
+            assert not held(HERE, number, taken)
+            assert not held(HERE, number, "both")
+            assert FREE == probe(number, other)
+        assert held(HERE, number, "both")
+
+
+def test_held_sockets_are_closed(number: int) -> None:
+    """Discarded ports and, in the end, all that were not taken are free again."""
+    held = HeldSockets()
+    assert held(HERE, number, "tcp")
+    held.discard(number, "udp")
+    assert "busy" == probe(number).state
+    held.discard(number, "tcp")
+    assert FREE == probe(number)
+    with held:
+        assert held(HERE, number, "both")
+    assert FREE == probe(number, "both")
+    held.close()
+
+
+def test_held_sockets_asked_again(number: int) -> None:
+    """A port that it holds already is free to the host that it was bound for, and to no other."""
+    with HeldSockets(any_host=True) as held:
+        assert [True, True, False] == [held(host, number, "tcp") for host in (ELSEWHERE, ELSEWHERE, HERE)]
+        for sock in held.take(number, "tcp"):
+            assert not held(ELSEWHERE, number, "tcp")
+            sock.close()
+
+
+def test_held_sockets_of_another_host(number: int) -> None:
+    """Nothing is bound here for another host, unless that is wanted."""
+    with HeldSockets() as held, bound(number):
+        assert held(ELSEWHERE, number, "tcp")
+        assert [] == held.take(number, "tcp")
+    with HeldSockets(any_host=True) as held:
+        assert held(ELSEWHERE, number, "tcp")
+        assert "busy" == probe(number).state
+
+
+def test_held_sockets_and_a_privileged_port() -> None:
+    """A port that may not be bound is an error, not a busy one."""
+    with unprivileged() as number, HeldSockets() as held:
+        with pytest.raises(BindError, match=os.strerror(errno.EACCES)) as caught:
+            held(HERE, number, "tcp")
+        assert caught.value.verdict == check(held, HERE, number, "tcp")
+    assert ("error", False) == (caught.value.verdict.state, caught.value.verdict.fatal)
+
+
+def test_held_sockets_of_many_threads(number: int) -> None:
+    """Of many that take one port at once, one gets it."""
+    with HeldSockets() as held, ThreadPoolExecutor(8) as pool:
+        assert held(HERE, number, "tcp")
+        taken = list(pool.map(lambda _: held.take(number, "tcp"), range(64)))
+    [sock] = [sock for sockets in taken for sock in sockets]
+    sock.close()
 
 
 @pytest.fixture
@@ -455,6 +649,20 @@ def test_ephemeral_overlap_without_cure(sysctl: Callable[[str, str], Path]) -> N
     assert left is not None
     assert (f"{CURE}101-150", None, None) == (half.sysctl, more.sysctl, left.sysctl)
     assert str(more).startswith("ports 101-151 lie in the kernel's ephemeral ports 101-200, they are too many")
+
+
+def test_warning_of_ephemeral_ports(sysctl: Callable[[str, str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    """A range in the kernel's ephemeral ports is told once, with the line that cures it; another one is told too."""
+    warn = partial(warn_ephemeral, sysctl=sysctl("32768\t60999\n", "\n"))
+    with ThreadPoolExecutor(4) as pool:
+        for arguments in (("w1", 49152, 49215), ("w2", 10809, 10872), ("w3", 49152, 49152)):
+            list(pool.map(warn, *([argument] * 16 for argument in arguments)))
+    overlap = "ports {0} lie in the kernel's ephemeral ports 32768-60999, reserve them: " + CURE + "{0}"
+    assert [
+        f"range 'w1' (49152-49215): {overlap.format('49152-49215')}",
+        f"range 'w3' (49152-49152): {overlap.format('49152')}",
+    ] == caplog.messages
+    assert {("clusterports", "WARNING")} == {(record.name, record.levelname) for record in caplog.records}
 
 
 @pytest.mark.parametrize("ephemeral", [None, "", "what"])

@@ -10,12 +10,16 @@ import pytest
 
 from clusterports.errors import ConfigurationError
 from clusterports.ranges import LIBVIRT_RANGES, PortRange
-from clusterports.settings import Settings
+from clusterports.settings import RangeSettings, Settings
 
 NAME = "must be 1 to 255 bytes of UTF-8 without control characters or blanks at either end"
 TTL = "must be a number of seconds from 0.1 to 3600"
 TIMEOUT = "must be a number of seconds above 0, at most 3600"
 PORT = "must be an integer from 1 to 65535"
+EXCLUDE = 'must be a list of port numbers and spans, such as [20005, "20000-20003"]'
+BAND = "must be an integer from 0, less than the size of the range"
+COOLING = "must be a number of seconds from 0 to 3600"
+LIMIT = "must be an integer of at least 1"
 URL = "must be a URL such as redis://host:6379/0 without blanks or control characters"
 
 
@@ -56,7 +60,7 @@ def test_defaults() -> None:
 
     assert {one.name: one for one in LIBVIRT_RANGES} == settings.port_ranges()
     assert (None, None, None) == (settings.url, settings.host, settings.instance)
-    assert (30.0, 5.0, False) == (settings.ttl, settings.timeout, settings.strict)
+    assert (30.0, 5.0, False, True) == (settings.ttl, settings.timeout, settings.strict, settings.probe)
 
 
 def test_order(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +131,79 @@ def test_ranges_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PortRange("x.y", 1, 2) == Settings.load().port_ranges()["x.y"]
 
 
+ALL_OF_A_RANGE = PortRange(
+    "gateway",
+    20000,
+    32000,
+    scope="cluster",
+    strategy="next",
+    exclude=["20000-31000", 31005],
+    static_band=16,
+    cooldown=2.5,
+    quarantine=5,
+    limit=4,
+)
+
+
+def test_all_of_a_range_in_a_file() -> None:
+    """A file can say whatever a range can be told in Python."""
+    in_directory(
+        """
+        [ranges.gateway]
+        first = 20000
+        last = 32000
+        scope = "cluster"
+        strategy = "next"
+        exclude = ["20000-30500", [30501, 31000], 31005]
+        static_band = 16
+        cooldown = 2.5
+        quarantine = 5
+        limit = 4
+        """
+    )
+
+    assert ALL_OF_A_RANGE == Settings.load().port_ranges()["gateway"]
+
+
+def test_all_of_a_range_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So can the environment; a list is JSON there."""
+    variables = {
+        "FIRST": "20000",
+        "LAST": "32000",
+        "SCOPE": "cluster",
+        "STRATEGY": "next",
+        "EXCLUDE": '["20000-31000", 31005]',
+        "STATIC_BAND": "16",
+        "COOLDOWN": "2.5",
+        "QUARANTINE": "5",
+        "LIMIT": "4",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(f"CLUSTERPORTS_RANGES__GATEWAY__{name}", value)
+
+    assert {name.lower() for name in variables} == set(RangeSettings.model_fields)
+    assert ALL_OF_A_RANGE == Settings.load().port_ranges()["gateway"]
+
+
+def test_override_keeps_all_of_a_range() -> None:
+    """What a range was told survives when other settings are replaced."""
+    in_directory('[ranges.backup]\nexclude = ["10810-10812"]\nlimit = 2')
+    settings = Settings.load().override(ttl=5, ranges={"backup": {"static_band": 2}})
+
+    assert (
+        PortRange("backup", 10809, 10872, exclude=[(10810, 10812)], limit=2, static_band=2)
+        == settings.port_ranges()["backup"]
+    )
+
+
+@pytest.mark.parametrize(("value", "probe"), [("auto", True), ("true", True), ("false", False), ("off", False)])
+def test_probe(value: str, probe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is on, or off; "auto" is how the allocator's argument spells on."""
+    monkeypatch.setenv("CLUSTERPORTS_PROBE", value)
+
+    assert probe is Settings.load().probe
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,7 +236,35 @@ def test_ranges_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
             "ranges.backup.quarantine: must be a number of seconds from 0 to 3600, got -1",
         ),
         ({"ranges": {"x": {"first": 1}}}, f"ranges.x.last: is missing, {PORT}"),
-        ({"ranges": {"x": 5}}, "ranges.x: must be a table with first, last and, if need be, quarantine, got 5"),
+        ({"probe": "perhaps"}, "probe: must be true (or auto) or false, got 'perhaps'"),
+        ({"ranges": {"backup": {"scope": "site"}}}, "ranges.backup.scope: must be one of host, cluster, got 'site'"),
+        (
+            {"ranges": {"backup": {"strategy": "best"}}},
+            "ranges.backup.strategy: must be one of lowest, random, next, got 'best'",
+        ),
+        ({"ranges": {"backup": {"exclude": 10810}}}, f"ranges.backup.exclude: {EXCLUDE}, got 10810"),
+        ({"ranges": {"backup": {"exclude": [True]}}}, f"ranges.backup.exclude: {EXCLUDE}, got True"),
+        ({"ranges": {"backup": {"exclude": ["10810-"]}}}, f"ranges.backup.exclude: {EXCLUDE}, got '10810-'"),
+        (
+            {"ranges": {"backup": {"exclude": ["10812-10811"]}}},
+            "ranges.backup.exclude: must be spans whose first number is at most the last, got '10812-10811'",
+        ),
+        (
+            {"ranges": {"backup": {"exclude": [10810, 20005]}}},
+            "ranges.backup.exclude: must be numbers of the range (10809-10872), got 20005",
+        ),
+        (
+            {"ranges": {"backup": {"exclude": ["10809-10872"]}}},
+            "ranges.backup.exclude: must leave a port of the range (10809-10872), got 10809-10872",
+        ),
+        ({"ranges": {"backup": {"static_band": -1}}}, f"ranges.backup.static_band: {BAND}, got -1"),
+        ({"ranges": {"backup": {"static_band": True}}}, f"ranges.backup.static_band: {BAND}, got True"),
+        ({"ranges": {"backup": {"static_band": 64}}}, f"ranges.backup.static_band: {BAND} (64), got 64"),
+        ({"ranges": {"backup": {"cooldown": 3601}}}, f"ranges.backup.cooldown: {COOLING}, got 3601"),
+        ({"ranges": {"backup": {"cooldown": float("nan")}}}, f"ranges.backup.cooldown: {COOLING}, got nan"),
+        ({"ranges": {"backup": {"limit": 0}}}, f"ranges.backup.limit: {LIMIT}, got 0"),
+        ({"ranges": {"backup": {"limit": True}}}, f"ranges.backup.limit: {LIMIT}, got True"),
+        ({"ranges": {"x": 5}}, "ranges.x: must be a table with at least first and last, got 5"),
         (
             {"ranges": {"a b": {"first": 1, "last": 2}}},
             "ranges: a range's name must be 1 to 64 characters of [A-Za-z0-9._-], got 'a b'",
@@ -194,6 +299,26 @@ def test_bad_values(arguments: dict[str, Any], message: str) -> None:
             {"RANGES": '{"backup": {"first": 0}}'},
             f"ranges.backup.first (CLUSTERPORTS_RANGES): {PORT}, got 0",
         ),
+        (
+            {"RANGES__BACKUP__EXCLUDE": "[10810"},
+            f"ranges.backup.exclude (CLUSTERPORTS_RANGES__BACKUP__EXCLUDE): {EXCLUDE}, got '[10810'",
+        ),
+        (
+            {"RANGES__BACKUP__EXCLUDE": "[1]"},
+            (
+                "ranges.backup.exclude (CLUSTERPORTS_RANGES__BACKUP__EXCLUDE): "
+                "must be numbers of the range (10809-10872), got 1"
+            ),
+        ),
+        (
+            {"RANGES__BACKUP__LIMIT": "none"},
+            f"ranges.backup.limit (CLUSTERPORTS_RANGES__BACKUP__LIMIT): {LIMIT}, got 'none'",
+        ),
+        (
+            {"RANGES__BACKUP__SCOP": "host"},
+            "ranges.backup.scop (CLUSTERPORTS_RANGES__BACKUP__SCOP): there is no such setting; did you mean scope?",
+        ),
+        ({"PROBE": "no!"}, "probe (CLUSTERPORTS_PROBE): must be true (or auto) or false, got 'no!'"),
         ({"RANGES": "{"}, "ranges (CLUSTERPORTS_RANGES): must be a table of ranges by name, as JSON, got '{'"),
         ({"TLL": "5"}, "CLUSTERPORTS_TLL: there is no such setting; did you mean CLUSTERPORTS_TTL?"),
         ({"URL__X": "5"}, "CLUSTERPORTS_URL__X: there is no such setting; did you mean CLUSTERPORTS_URL?"),
@@ -233,16 +358,13 @@ def test_other_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             "zzz = 'redis://:secret@x'",
             (
                 "zzz (clusterports.toml): there is no such setting; "
-                "known are url, host, instance, ttl, timeout, ranges, strict"
+                "known are url, host, instance, ttl, timeout, ranges, strict, probe"
             ),
         ),
         ("ranges = 5", "ranges (clusterports.toml): must be a table of ranges by name, got 5"),
         (
             "[ranges]\nbackup = [1, 2]",
-            (
-                "ranges.backup (clusterports.toml): must be a table with first, last and, if need be, quarantine, "
-                "got [1, 2]"
-            ),
+            "ranges.backup (clusterports.toml): must be a table with at least first and last, got [1, 2]",
         ),
         ("ttl = = 5", "clusterports.toml: must be valid TOML in UTF-8: Invalid value (at line 1, column 7)"),
     ],

@@ -5,10 +5,13 @@ The letters are those of the guarantees: S safety, L liveness, H the holder's si
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -23,10 +26,12 @@ from clusterports.abc import (
     Held,
     Holder,
     LeaseView,
+    Marked,
     Occupied,
     Opened,
     Port,
     PortView,
+    Queued,
     Reclaimed,
     Released,
     Renewal,
@@ -34,15 +39,19 @@ from clusterports.abc import (
     Request,
     SpaceView,
     Stale,
+    Wait,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from clusterports.abc import Protocol4
+
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 TTL = 30 * SECOND
 QUARANTINE = 15 * SECOND
+WINDOW = 4 * SECOND
 START = 1_750_000_000 * SECOND
 
 
@@ -54,15 +63,29 @@ class Actor:
     holder: Holder
     number: int = 0
 
-    def ask(self, *asks: Ask, number: int | None = None, floor: int | None = None) -> Granted | Full | Gone | Stale:
+    def ask(
+        self, *asks: Ask, number: int | None = None, floor: int | None = None, wait: Wait | None = None
+    ) -> Granted | Full | Queued | Gone | Stale:
         if number is None:
             number = self.number = self.number + 1
-        return self.world.space.acquire(self.world.now, self.holder, Request(number, floor or number), asks)
+        return self.world.space.acquire(self.world.now, self.holder, Request(number, floor or number), asks, wait)
 
     def take(self, *asks: Ask, floor: int | None = None) -> tuple[Port, ...]:
         reply = self.ask(*asks, floor=floor)
         assert isinstance(reply, Granted)
         return reply.ports
+
+    def queue(self, asked: Ask, ticket: int = 0, window: int = WINDOW) -> Queued:
+        reply = self.ask(asked, wait=Wait(window, ticket))
+        assert isinstance(reply, Queued)
+        return reply
+
+    def mark(
+        self, *ports: Port, range: str = "backup", duration: int = 30 * SECOND, most: int = 100, host: str = ""
+    ) -> Marked | Gone:
+        return self.world.space.mark_foreign(
+            self.world.now, self.holder, ports, range=range, duration=duration, most=most, host=host
+        )
 
     def renew(self, *abandoned: int, floor: int = 1) -> Renewed | Gone:
         return self.world.space.renew(self.world.now, Renewal("host:a", self.holder, floor, abandoned))
@@ -110,6 +133,14 @@ class World:
     def view(self) -> SpaceView:
         return self.space.view(self.now)
 
+    def preview(self, *asks: Ask) -> Granted | Full:
+        return self.space.preview(self.now, asks)
+
+    def stirred(self) -> bool:
+        """Whether somebody in the queue may have got its turn since the last call."""
+        stirred, self.space.stirred = self.space.stirred, False
+        return stirred
+
     def states(self) -> dict[str, str]:
         return {member(port.protocol, port.number): port.state for port in self.view().ports}
 
@@ -141,6 +172,11 @@ def memory() -> World:
 def ask(first: int = 10809, last: int = 10872, count: int = 1, **kwargs: object) -> Ask:
     kwargs.setdefault("quarantine", QUARANTINE)
     return Ask("backup", ((first, last),), count, **kwargs)  # type: ignore[arg-type]
+
+
+def one_port(number: int, **kwargs: object) -> Ask:
+    """An explicit ask."""
+    return ask(number, number, 1, explicit=True, **kwargs)
 
 
 def numbers(ports: Iterable[Port]) -> list[int]:
@@ -181,7 +217,7 @@ class TestPick:
             age=SECOND,
             free_in=None,
         )
-        assert Full(0, holder, False) == two.ask(ask(10809, 10809))
+        assert Full(0, holder, False) == two.ask(one_port(10809))
         assert [10810] == numbers(two.take(ask(10809, 10810)))
         assert Full(0, None, False) == two.ask(ask(10809, 10810))
         assert Released(1) == one.release(port)
@@ -193,7 +229,7 @@ class TestPick:
         one.take(ask(10809, 10809))
         one.close(quarantine=True)
         world.wait(SECOND)
-        full = two.ask(ask(10809, 10809))
+        full = two.ask(one_port(10809))
         assert isinstance(full, Full)
         assert full.holder is not None
         assert ("cooling", "one", QUARANTINE - SECOND) == (
@@ -252,7 +288,7 @@ class TestPick:
 
     def test_same_explicit_port_twice(self, world: World) -> None:
         """Two asks of one step for the same port cannot both be met, and nobody is said to hold it."""
-        assert Full(1, None, False) == world.open().ask(ask(10, 10), ask(10, 10))
+        assert Full(1, None, False) == world.open().ask(one_port(10), one_port(10))
 
     @pytest.mark.parametrize("number", [1, 1023, 65535])
     def test_bounds(self, world: World, number: int) -> None:
@@ -1072,11 +1108,1336 @@ class TestRead:
         assert [2, 2, 2, 0] == pages
 
 
+class TestBoth:
+    """One number for both protocols."""
+
+    def test_free_in_both(self, world: World) -> None:
+        """The lowest number is given that neither protocol has taken, as one port with one fence."""
+        one = world.open()
+        one.take(ask(10, 10), ask(11, 11, protocol="udp"))
+        (port,) = one.take(ask(10, 20, protocol="both"))
+        assert (12, "both") == (port.number, port.protocol)
+        assert {"tcp/00010": "held", "udp/00011": "held", "both/00012": "held"} == world.states()
+
+    @pytest.mark.parametrize("protocol", ["tcp", "udp", "both"])
+    def test_closes_both(self, world: World, protocol: str) -> None:
+        """Its number is taken for each protocol, in later requests and in the same one."""
+        one = world.open()
+        assert [10, 11] == numbers(one.take(ask(10, 20, protocol="both"), ask(10, 20, protocol=protocol)))
+        assert [12] == numbers(one.take(ask(10, 20, protocol=protocol)))
+
+    def test_same_number_in_one_request(self, world: World) -> None:
+        """What an earlier ask of the request takes in one protocol, a later one does not get in both."""
+        assert [10, 10, 11] == numbers(
+            world.open().take(ask(10, 20), ask(10, 20, protocol="udp"), ask(10, 20, protocol="both"))
+        )
+
+    def test_freed_together(self, world: World) -> None:
+        """It is released under its own name, not under a part of it, and is free in both then."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, protocol="both"))
+        assert Released(0) == one.release(port._replace(protocol="tcp"), port._replace(protocol="udp"))
+        assert Released(1) == one.release(port)
+        assert [10, 10] == numbers(one.take(ask(10, 10), ask(10, 10, protocol="udp")))
+
+    def test_neighbour_is_not_freed(self, world: World) -> None:
+        """Freeing a port of one protocol leaves the other protocol's, and nobody gets both."""
+        one = world.open()
+        tcp, udp = one.take(ask(10, 10), ask(10, 10, protocol="udp"))
+        assert Released(1) == one.release(tcp)
+        assert Full(0, None, False) == one.ask(ask(10, 10, protocol="both"))
+        assert Released(1) == one.release(udp)
+        assert [10] == numbers(one.take(ask(10, 10, protocol="both")))
+
+    def test_cools_in_both(self, world: World) -> None:
+        """It cools as one port, and closes both protocols so long."""
+        one, two = world.open("one"), world.open("two", ttl=DAY)
+        one.take(ask(10, 10, protocol="both"))
+        world.wait(TTL)
+        assert {"both/00010": "cooling"} == world.states()
+        assert isinstance(two.ask(ask(10, 10)), Full)
+        assert isinstance(two.ask(ask(10, 10, protocol="udp")), Full)
+        world.wait(QUARANTINE)
+        assert [10, 10] == numbers(two.take(ask(10, 10), ask(10, 10, protocol="udp")))
+
+    def test_foreign_in_both(self, world: World) -> None:
+        """Marked, it is one foreign port, and closes both protocols."""
+        one = world.open()
+        assert Marked(1) == one.mark(*one.take(ask(10, 11, protocol="both")))
+        assert {"both/00010": "foreign"} == world.states()
+        assert [11, 11] == numbers(one.take(ask(10, 11), ask(10, 11, protocol="udp")))
+
+    def test_held_in_order(self, world: World) -> None:
+        """In lists it comes under its own name, before tcp and udp."""
+        one = world.open()
+        one.take(ask(10, 10), ask(9, 9, protocol="udp"), ask(11, 12, 2, protocol="both"))
+        pages = [one.held(), world.space.held(one.holder, world.now, Port(11, "both", 0))]
+        expected = [("both", 11), ("both", 12), ("tcp", 10), ("udp", 9)]
+        assert [expected, expected[1:]] == [
+            [(view.protocol, view.number) for view in page.ports] for page in pages if isinstance(page, Held)
+        ]
+        assert expected == [(view.protocol, view.number) for view in world.view().ports]
+
+
+class TestBlock:
+    """Adjacent numbers (``align``)."""
+
+    def test_lowest(self, world: World) -> None:
+        """The lowest block that is free is given, in ascending order, past gaps that are too small for it."""
+        one = world.open()
+        one.take(ask(10, 10), ask(13, 13), ask(16, 16))
+        assert [17, 18, 19] == numbers(one.take(ask(10, 40, 3, align=1)))
+        assert [11, 12] == numbers(one.take(ask(10, 40, 2, align=1)))
+
+    @pytest.mark.parametrize(("align", "first"), [(1, 11), (2, 12), (3, 12), (4, 12), (5, 15), (8, 16), (64, 64)])
+    def test_aligned(self, world: World, align: int, first: int) -> None:
+        """Its first number is a multiple of ``align``."""
+        assert [first, first + 1] == numbers(world.open().take(ask(11, 70, 2, align=align)))
+
+    def test_alignment_past_what_is_taken(self, world: World) -> None:
+        """A free place that is big enough is passed over when no multiple lies well in it."""
+        one = world.open()
+        one.take(ask(10, 10), ask(14, 14), ask(21, 21))
+        assert [16, 17, 18, 19] == numbers(one.take(ask(10, 40, 4, align=4)))
+        assert [24, 25, 26, 27] == numbers(one.take(ask(10, 40, 4, align=4)))
+
+    def test_not_across_spans(self, world: World) -> None:
+        """A block lies inside one span, also where two spans touch."""
+        one = world.open()
+        asked = Ask("backup", ((10, 11), (12, 13), (20, 22)), 3, align=1)
+        assert [20, 21, 22] == numbers(one.take(asked))
+        assert Full(0, None, False) == one.ask(asked)
+
+    def test_spans_in_order(self, world: World) -> None:
+        """The first span with room for it has it."""
+        one = world.open()
+        asked = Ask("backup", ((20, 22), (10, 19)), 2, align=1)
+        assert [[20, 21], [10, 11]] == [numbers(one.take(asked)) for _ in range(2)]
+
+    def test_last_numbers_of_a_span(self, world: World) -> None:
+        """A block may end where its span ends, and not a number later."""
+        one = world.open()
+        assert [65534, 65535] == numbers(one.take(ask(65533, 65535, 2, align=2)))
+        assert [12, 13] == numbers(one.take(ask(11, 13, 2, align=2)))
+        assert Full(0, None, False) == one.ask(ask(15, 16, 2, align=2))
+
+    def test_all_or_nothing(self, world: World) -> None:
+        """Enough free numbers that are not adjacent are no block, and nothing changes."""
+        one = world.open()
+        one.take(ask(11, 11), ask(13, 13))
+        before = world.settled()
+        assert Full(0, None, False) == one.ask(ask(10, 14, 2, align=1))
+        assert before == world.settled()
+        assert [10, 12] == numbers(one.take(ask(10, 14, 2)))
+
+    def test_two_in_one_request(self, world: World) -> None:
+        """Two blocks of one request lie apart; when the second has no room, the first is not given either."""
+        one = world.open()
+        pair = ask(10, 17, 4, align=2)
+        assert Full(2, None, False) == one.ask(pair, pair, pair)
+        assert () == world.view().ports
+        assert [10, 11, 12, 13, 14, 15, 16, 17] == numbers(one.take(pair, pair))
+
+    def test_free_in_both(self, world: World) -> None:
+        """A block for both protocols is free in both all over."""
+        one = world.open()
+        one.take(ask(11, 11), ask(14, 14, protocol="udp"))
+        assert [15, 16, 17] == numbers(one.take(ask(10, 20, 3, align=1, protocol="both")))
+
+    def test_ports_are_ports(self, world: World) -> None:
+        """Each port of a block has a fence of its own, and is released by itself."""
+        one = world.open()
+        ports = one.take(ask(10, 20, 3, align=1))
+        assert [ports[0].fence + i for i in range(3)] == [port.fence for port in ports]
+        assert Released(1) == one.release(ports[1])
+        assert ["tcp/00010", "tcp/00012"] == list(world.states())
+
+
+class TestRotate:
+    """Each time the numbers after the last one that was given (``rotate``)."""
+
+    def test_after_the_last(self, world: World) -> None:
+        """A number that was released is not given again before the others had their turn."""
+        one = world.open()
+        given = []
+        for _ in range(7):
+            (port,) = one.take(ask(10, 12, rotate=1))
+            given.append(port.number)
+            one.release(port)
+        assert [10, 11, 12, 10, 11, 12, 10] == given
+
+    def test_taken_ones_are_passed_over(self, world: World) -> None:
+        """What is not free is left out of the round."""
+        one = world.open()
+        one.take(ask(11, 11), ask(13, 13))
+        assert [10, 12, 14] == numbers(one.take(ask(10, 14, rotate=1)) + one.take(ask(10, 14, 2, rotate=1)))
+        assert Full(0, None, False) == one.ask(ask(10, 14, rotate=1))
+
+    def test_several_at_once(self, world: World) -> None:
+        """Several numbers of one ask go round too, and the last of them counts."""
+        one = world.open()
+        for expected in ([10, 11, 12], [13, 14, 10], [11, 12, 13]):
+            ports = one.take(ask(10, 14, 3, rotate=1))
+            assert expected == numbers(ports)
+            one.release(*ports)
+
+    def test_several_spans(self, world: World) -> None:
+        """The circle goes over all of the first spans, the others come when these are full."""
+        one = world.open()
+        asked = Ask("backup", ((20, 21), (30, 31), (10, 11)), 1, rotate=2)
+        assert [20, 21, 30, 31, 10, 11] == [one.take(asked)[0].number for _ in range(6)]
+
+    def test_others_come_last(self, world: World) -> None:
+        """Also from the middle of the circle, the spans outside it come after all of it."""
+        one = world.open()
+        asked = Ask("backup", ((20, 21), (30, 31), (10, 11)), 1, rotate=2)
+        one.release(*one.take(asked._replace(count=3)))
+        assert [31, 20, 21, 30, 10, 11] == numbers(one.take(asked._replace(count=6)))
+
+    def test_round_after_the_others(self, world: World) -> None:
+        """After a number outside the circle the circle begins anew, from the number that would follow."""
+        one = world.open()
+        asked = Ask("backup", ((20, 22), (10, 11)), 1, rotate=1)
+        ports = one.take(asked._replace(count=4))
+        assert [20, 21, 22, 10] == numbers(ports)
+        one.release(*ports)
+        assert [20, 21, 22, 10, 11] == numbers(one.take(asked._replace(count=5)))
+
+    def test_block_across_the_cursor(self, world: World) -> None:
+        """A block may lie across the number where the round ends, when there is no other room."""
+        one = world.open()
+        one.release(*one.take(ask(10, 16, 4, rotate=1)))
+        block = ask(10, 16, 4, align=1, rotate=1)
+        assert [10, 11, 12, 13] == numbers(one.take(block))
+        one.release(*(Port(port.number, port.protocol, port.fence) for port in world.view().ports))
+        one.release(*one.take(ask(12, 12, rotate=1)))
+        one.take(ask(10, 10))
+        ports = one.take(block)
+        assert [13, 14, 15, 16] == numbers(ports)
+        one.release(*ports)
+        one.take(ask(11, 11), ask(16, 16))
+        one.release(*one.take(ask(13, 13, rotate=1)))
+        assert [12, 13, 14, 15] == numbers(one.take(block))
+
+    def test_block_after_the_last(self, world: World) -> None:
+        """Blocks go round as single numbers do, each after the end of the last."""
+        one = world.open()
+        given = []
+        for _ in range(4):
+            ports = one.take(ask(10, 16, 2, align=2, rotate=1))
+            given.append(ports[0].number)
+            one.release(*ports)
+        assert [10, 12, 14, 10] == given
+
+    def test_ranges_apart(self, world: World) -> None:
+        """Each range goes round by itself, whatever is given without ``rotate`` or to other ranges."""
+        one = world.open()
+        one.take(ask(10, 19, 3, rotate=1))
+        other = Ask("display", ((10, 19),), rotate=1)
+        assert [13, 14] == numbers(one.take(other) + one.take(other))
+        one.release(*one.take(ask(10, 19)))
+        assert [15] == numbers(one.take(ask(10, 19, rotate=1)))
+        assert [16] == numbers(one.take(other))
+
+    def test_protocols_go_round_together(self, world: World) -> None:
+        """A range has one round for all protocols."""
+        one = world.open()
+        asks = (ask(10, 19, rotate=1, protocol=protocol) for protocol in ("tcp", "udp", "both", "tcp"))
+        assert [10, 11, 12, 13] == [one.take(each)[0].number for each in asks]
+
+    def test_refused(self, world: World) -> None:
+        """A request that was refused, or undone because it was abandoned, does not take the round back."""
+        one = world.open()
+        one.take(ask(10, 14, rotate=1))
+        assert isinstance(one.ask(ask(10, 14, rotate=1), ask(10, 10)), Full)
+        assert [11] == numbers(one.take(ask(10, 14, rotate=1)))
+        one.renew(one.number)
+        assert {"tcp/00010": "held"} == world.states()
+        assert [12] == numbers(one.take(ask(10, 14, rotate=1)))
+
+    def test_outlives_leases(self, world: World) -> None:
+        """The round goes on when nobody is left in the space."""
+        one = world.open()
+        one.take(ask(10, 14, rotate=1))
+        one.close()
+        assert [11] == numbers(world.open().take(ask(10, 14, rotate=1)))
+
+
+class TestLimit:
+    """How many ports one owner may hold of a range."""
+
+    def test_per_owner(self, world: World) -> None:
+        """An owner that has as many as it may is refused, whoever asks for it; others are not."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(owner="vm-1", limit=2))
+        two.take(ask(owner="vm-1", limit=2))
+        assert [Full(0, None, False, "limit")] * 2 == [a.ask(ask(owner="vm-1", limit=2)) for a in (one, two)]
+        assert isinstance(one.ask(ask(owner="vm-2", limit=2)), Granted)
+        assert isinstance(one.ask(ask(owner="", limit=2)), Granted)
+
+    def test_per_range(self, world: World) -> None:
+        """What an owner holds of another range does not count, also of the same numbers."""
+        one = world.open()
+        one.take(ask(owner="vm-1", limit=1))
+        other = Ask("display", ((10809, 10872),), owner="vm-1", limit=1)
+        assert isinstance(one.ask(other), Granted)
+        assert Full(0, None, False, "limit") == one.ask(other)
+
+    def test_more_than_the_limit(self, world: World) -> None:
+        """An ask for more than the limit is refused by it, one for as many is not."""
+        one = world.open()
+        assert Full(0, None, False, "limit") == one.ask(ask(count=3, limit=2))
+        assert isinstance(one.ask(ask(count=2, limit=2)), Granted)
+
+    def test_over_several_asks(self, world: World) -> None:
+        """The asks of one request count together, for each owner and range by itself; the reply names the ask."""
+        one = world.open()
+        mine = ask(owner="vm-1", limit=2)
+        before = world.settled()
+        asks = (mine, ask(owner="vm-2", limit=1), Ask("display", ((1, 9),), owner="vm-1", limit=1), mine, mine)
+        assert Full(4, None, False, "limit") == one.ask(*asks)
+        assert before == world.settled()
+        assert isinstance(one.ask(*asks[:4]), Granted)
+
+    def test_protocols(self, world: World) -> None:
+        """A port for both protocols counts once, and the protocols count together."""
+        one = world.open()
+        one.take(ask(limit=3, protocol="both"), ask(limit=3), ask(limit=3, protocol="udp"))
+        assert Full(0, None, False, "limit") == one.ask(ask(limit=3, protocol="udp"))
+
+    def test_without_limit(self, world: World) -> None:
+        """Ports that were asked for without a limit do not count."""
+        one = world.open()
+        one.take(ask(count=5), ask(limit=1))
+        assert Full(0, None, False, "limit") == one.ask(ask(limit=1))
+        assert isinstance(one.ask(ask()), Granted)
+
+    def test_limits_may_differ(self, world: World) -> None:
+        """Each ask is judged by its own limit, also when a range's limit was changed meanwhile."""
+        one = world.open()
+        one.take(ask(count=3, limit=3))
+        assert Full(0, None, False, "limit") == one.ask(ask(limit=2))
+        assert isinstance(one.ask(ask(limit=4)), Granted)
+
+    def test_before_what_is_free(self, world: World) -> None:
+        """An owner at its limit is told of that also when nothing is free."""
+        one = world.open()
+        one.take(ask(10, 10, limit=1))
+        assert Full(0, None, False, "limit") == one.ask(ask(10, 10, limit=1))
+        assert Full(0, None, False, "taken") == one.ask(ask(10, 10, owner="vm-2", limit=1))
+
+    def test_holder_of_explicit(self, world: World) -> None:
+        """An explicit ask that passes the limit is told of the holder too."""
+        one = world.open()
+        one.take(ask(10, 10, limit=1))
+        full = one.ask(one_port(10, limit=1))
+        assert isinstance(full, Full)
+        assert ("limit", 10) == (full.why, full.holder and full.holder.number)
+
+    @pytest.mark.parametrize("way", ["release", "cooldown", "expiry", "close", "quarantine", "mark", "abandon"])
+    def test_given_back(self, world: World, way: str) -> None:
+        """A port that is not held any more does not count, whether it is free, cools, or is foreign."""
+        one, two = world.open("one"), world.open("two", ttl=DAY)
+        ports = one.take(ask(10, 10, limit=1, cooldown=DAY if way == "cooldown" else 0))
+        assert isinstance(two.ask(ask(11, 11, limit=1)), Full)
+        match way:
+            case "release" | "cooldown":
+                one.release(*ports)
+            case "expiry":
+                world.wait(TTL)
+            case "close" | "quarantine":
+                one.close(quarantine=way == "quarantine")
+            case "mark":
+                one.mark(*ports)
+            case "abandon":
+                one.renew(1)
+        free = {"release", "close", "abandon"}
+        assert ([] if way in free else ["tcp/00010"]) == list(world.states())
+        assert isinstance(two.ask(ask(11, 11, limit=1)), Granted)
+        assert Full(0, None, False, "limit") == two.ask(ask(11, 11, limit=1))
+        assert {("backup", ""): 1} == world.space._owned
+
+    def test_lease_that_drains(self, world: World) -> None:
+        """Ports of a lease that ran out count until they are reclaimed."""
+        one, two = world.open("one"), world.open("two", ttl=DAY)
+        one.take(ask(1, 200, 2 * STEP + 12, limit=200))
+        world.wait(TTL)
+        assert Full(0, None, True, "limit") == two.ask(ask(limit=12))
+        assert isinstance(two.ask(ask(limit=12)), Granted)
+
+    def test_repeated_request(self, world: World) -> None:
+        """The repetition of a request that was granted is answered with its ports, not with the limit."""
+        one = world.open()
+        first = one.ask(ask(limit=1), number=1)
+        assert first == one.ask(ask(limit=1), number=1)
+
+
+class TestCooldown:
+    """A released port that is not to be given out again at once."""
+
+    def test_release(self, world: World) -> None:
+        """It cools for exactly the cooldown, counted from the release, and says whose it was."""
+        one = world.open(ttl=DAY)
+        (port,) = one.take(ask(10, 10, cooldown=2 * SECOND, owner="vm-1"))
+        world.wait(SECOND)
+        assert Released(1) == one.release(port)
+        full = one.ask(one_port(10))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        view = full.holder
+        assert ("cooling", "vm-1", "one", port.fence, 2 * SECOND) == (
+            *(view.state, view.owner, view.instance, view.fence, view.free_in),
+        )
+        world.wait(2 * SECOND - GRAIN)
+        assert {"tcp/00010": "cooling"} == world.states()
+        world.wait(GRAIN)
+        assert [10] == numbers(one.take(ask(10, 10)))
+
+    def test_twice(self, world: World) -> None:
+        """Released once more it is no longer held, and cools no longer for it."""
+        one = world.open(ttl=DAY)
+        (port,) = one.take(ask(10, 10, cooldown=2 * SECOND))
+        assert [Released(1), Released(0)] == [one.release(port, port), one.release(port)]
+        world.wait(SECOND)
+        assert Released(0) == one.release(port)
+        assert [SECOND] == [view.free_in for view in world.view().ports]
+
+    def test_each_its_own(self, world: World) -> None:
+        """Ports released together cool each for its own time."""
+        one = world.open(ttl=DAY)
+        one.release(*one.take(ask(10, 10), ask(11, 11, cooldown=SECOND), ask(12, 12, cooldown=2 * SECOND)))
+        assert {11: SECOND, 12: 2 * SECOND} == {view.number: view.free_in for view in world.view().ports}
+
+    def test_close(self, world: World) -> None:
+        """A clean close lets the ports cool for the cooldown; one with quarantine for the quarantine."""
+        for quarantine, expected in ((False, SECOND), (True, QUARANTINE)):
+            one = world.open()
+            one.take(ask(10, 10, cooldown=SECOND))
+            assert Closed(False) == one.close(quarantine=quarantine)
+            assert [("cooling", expected)] == [(view.state, view.free_in) for view in world.view().ports]
+            world.wait(QUARANTINE)
+
+    def test_abandoned(self, world: World) -> None:
+        """The ports of a request that was abandoned were never used, and are free at once."""
+        one = world.open()
+        one.ask(ask(10, 10, cooldown=DAY), number=1)
+        one.renew(1)
+        assert {} == world.states()
+
+    def test_expiry(self, world: World) -> None:
+        """After an expiry the quarantine counts, whatever the cooldown."""
+        world.open().take(ask(10, 10, cooldown=DAY), ask(11, 11, quarantine=0, cooldown=DAY))
+        world.wait(TTL)
+        assert [(10, QUARANTINE)] == [(view.number, view.free_in) for view in world.view().ports]
+
+
+class TestExplicit:
+    """One number, and no other."""
+
+    def test_holder(self, world: World) -> None:
+        """Whoever asks explicitly is told what is known of the port; whoever asks for a span of one is not."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10, 10, owner="vm-1"))
+        full = two.ask(one_port(9), one_port(10))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        assert (1, "taken", "held", "vm-1", "one", port.fence) == (
+            *(full.ask, full.why, full.holder.state, full.holder.owner, full.holder.instance, full.holder.fence),
+        )
+        assert Full(0, None, False) == two.ask(ask(10, 10))
+
+    @pytest.mark.parametrize(
+        ("held", "asked"), [("both", "tcp"), ("both", "udp"), ("tcp", "both"), ("udp", "both"), ("both", "both")]
+    )
+    def test_holder_of_other_protocol(self, world: World, held: str, asked: str) -> None:
+        """What is in the way of the port may have another protocol."""
+        one = world.open()
+        one.take(ask(10, 10, protocol=held))
+        full = one.ask(one_port(10, protocol=asked))
+        assert isinstance(full, Full)
+        assert held == (full.holder and full.holder.protocol)
+
+    def test_other_protocol_is_not_in_the_way(self, world: World) -> None:
+        """A port of the other protocol is no hindrance."""
+        one = world.open()
+        one.take(ask(10, 10))
+        assert [10] == numbers(one.take(one_port(10, protocol="udp")))
+
+    def test_takes_over_foreign(self, world: World) -> None:
+        """A foreign mark gives way to whoever wants this very number, and counts no more."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 11, 2)))
+        assert Full(0, None, False) == one.ask(ask(10, 11))
+        (port,) = one.take(one_port(10, owner="vm-1"))
+        assert [(10, "held", "vm-1", None), (11, "foreign", "", 30 * SECOND)] == [
+            (view.number, view.state, view.owner, view.free_in) for view in world.view().ports
+        ]
+        assert {"backup": 1} == world.space._foreign
+        world.wait(30 * SECOND - GRAIN)
+        one.renew()
+        world.wait(GRAIN)
+        assert {"tcp/00010": "held"} == world.states()
+        assert {} == world.space._foreign
+        assert Released(1) == one.release(port)
+
+    @pytest.mark.parametrize(
+        ("marked", "asked", "free"),
+        [("tcp", "both", None), ("udp", "both", None), ("both", "tcp", "udp"), ("both", "udp", "tcp")],
+    )
+    def test_takes_over_other_protocol(self, world: World, marked: str, asked: str, free: str | None) -> None:
+        """A mark gives way as a whole: what was marked for both and is taken for one is free for the other."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10, protocol=marked)))
+        one.take(one_port(10, protocol=asked))
+        assert {f"{asked}/00010": "held"} == world.states()
+        assert {} == world.space._foreign
+        if free:
+            assert [10] == numbers(one.take(ask(10, 10, protocol=free)))
+        assert isinstance(one.ask(ask(10, 10, protocol="both")), Full)
+
+    def test_takes_over_two_marks(self, world: World) -> None:
+        """A number for both takes over a mark of tcp and one of udp."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10), ask(10, 10, protocol="udp")))
+        assert {"backup": 2} == world.space._foreign
+        assert [10] == numbers(one.take(one_port(10, protocol="both")))
+        assert {"both/00010": "held"} == world.states()
+        assert {} == world.space._foreign
+
+    @pytest.mark.parametrize("state", ["held", "cooling"])
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    def test_takes_over_nothing_else(self, world: World, state: str, protocol: str) -> None:
+        """A held or cooling port does not give way, nor does a mark beside one."""
+        one = world.open()
+        other = "udp" if protocol == "tcp" else "tcp"
+        ports = one.take(ask(10, 10, protocol=protocol, cooldown=DAY))
+        one.mark(*one.take(ask(10, 10, protocol=other)))
+        if state == "cooling":
+            one.release(*ports)
+        before = world.settled()
+        assert isinstance(one.ask(one_port(10, protocol=protocol)), Full)
+        full = one.ask(one_port(10, protocol="both"))
+        assert isinstance(full, Full)
+        assert before == world.settled()
+        assert isinstance(one.ask(ask(10, 10, protocol=other)), Full)
+
+    def test_holder_is_who_is_in_the_way(self, world: World) -> None:
+        """Of a mark and a held port, it is the held one that is told of: the mark would have given way."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10)))
+        one.take(ask(10, 10, protocol="udp"))
+        full = one.ask(one_port(10, protocol="both"))
+        assert isinstance(full, Full)
+        assert ("udp", "held") == (full.holder and full.holder.protocol, full.holder and full.holder.state)
+
+    def test_refused_leaves_the_mark(self, world: World) -> None:
+        """When another ask of the request cannot be met, the marks stay as they were."""
+        one = world.open()
+        marked = one.take(ask(10, 10), ask(11, 11, protocol="both"), ask(12, 12, protocol="udp"))
+        one.mark(*marked)
+        one.take(ask(99, 99))
+        before = world.settled()
+        asks = (one_port(10), one_port(11), one_port(12, protocol="both"))
+        assert isinstance(one.ask(*asks, ask(99, 99)), Full)
+        assert before == world.settled()
+        assert {"backup": 3} == world.space._foreign
+        assert [Full(0, None, False)] * 3 == [
+            one.ask(each) for each in (ask(10, 10), ask(11, 11, protocol="udp"), ask(12, 12, protocol="both"))
+        ]
+        assert [10, 11, 12] == numbers(one.take(*asks))
+
+    def test_same_mark_twice_in_one_request(self, world: World) -> None:
+        """A mark gives way to one ask of a request: what it closes beyond that is free for the next request."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10, protocol="both")))
+        before = world.settled()
+        for second in (one_port(10), one_port(10, protocol="udp"), one_port(10, protocol="both")):
+            full = one.ask(one_port(10), second)
+            assert isinstance(full, Full)
+            assert 1 == full.ask
+            assert before == world.settled()
+        assert [10, 10] == numbers(one.take(one_port(10)) + one.take(one_port(10, protocol="udp")))
+        assert {} == world.space._foreign
+
+    def test_expired_ownership_of_the_mark(self, world: World) -> None:
+        """Another lease takes a mark over as well, and its maker's lease may be gone."""
+        one, two = world.open("one"), world.open("two")
+        one.mark(*one.take(ask(10, 10)))
+        one.close()
+        assert [10] == numbers(two.take(one_port(10)))
+        assert Closed(False) == two.close()
+        assert {} == world.states()
+
+
+class TestForeign:
+    """Ports that something else was seen to have."""
+
+    def test_view(self, world: World) -> None:
+        """A mark says who saw it, in which range and where, and when it ends; nobody owns it."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, owner="vm-1", labels={"job": "x"}, limit=5, host="kvm-07"))
+        assert "kvm-07" == world.view().ports[0].host
+        world.wait(SECOND)
+        assert Marked(1) == one.mark(port, duration=4 * SECOND, host="kvm-08")
+        view = PortView(
+            number=10,
+            protocol="tcp",
+            state="foreign",
+            range="backup",
+            owner="",
+            labels={},
+            instance="one",
+            lease=one.holder.lease,
+            fence=port.fence,
+            age=SECOND,
+            free_in=4 * SECOND,
+            host="kvm-08",
+        )
+        assert (view,) == world.view().ports
+
+    def test_bounded_in_time(self, world: World) -> None:
+        """It is closed for exactly the duration, then free; the count of its range goes down with it."""
+        one = world.open(ttl=DAY)
+        one.mark(*one.take(ask(10, 10)), duration=4 * SECOND)
+        world.wait(SECOND)
+        one.mark(*one.take(ask(11, 11)), duration=4 * SECOND)
+        world.wait(3 * SECOND - GRAIN)
+        assert isinstance(one.ask(ask(10, 11)), Full)
+        assert {"backup": 2} == world.space._foreign
+        world.wait(GRAIN)
+        assert [10] == numbers(one.take(ask(10, 11)))
+        assert {"backup": 1} == world.space._foreign
+        world.wait(SECOND)
+        assert {} == world.space._foreign
+
+    def test_at_most(self, world: World) -> None:
+        """No more ports of a range are marked than ``most``, over all calls; the others are freed."""
+        one = world.open()
+        first, second, third, fourth = one.take(ask(10, 13, 4))
+        assert Marked(1) == one.mark(first, most=2)
+        assert Marked(1) == one.mark(second, third, fourth, most=2)
+        assert {"tcp/00010": "foreign", "tcp/00011": "foreign"} == world.states()
+        assert Marked(0) == one.mark(*one.take(ask(12, 12, cooldown=DAY)), most=2)
+        assert ["tcp/00010", "tcp/00011"] == list(world.states())
+
+    def test_at_most_none(self, world: World) -> None:
+        """With 0 nothing is marked, all is freed."""
+        one = world.open()
+        assert Marked(0) == one.mark(*one.take(ask(10, 11, 2)), most=0)
+        assert {} == world.states()
+
+    def test_at_most_for_each_range(self, world: World) -> None:
+        """Each range counts by itself, and over all leases."""
+        one, two = world.open("one"), world.open("two")
+        assert Marked(1) == one.mark(*one.take(ask(10, 10)), most=1)
+        assert Marked(1) == two.mark(*two.take(ask(11, 11)), range="display", most=1)
+        assert Marked(0) == two.mark(*two.take(ask(12, 12)), most=1)
+        assert ["backup", "display"] == [view.range for view in world.view().ports]
+
+    def test_stale(self, world: World) -> None:
+        """Only what the lease holds with this very fence is marked, once; the rest is passed over."""
+        one, two = world.open("one"), world.open("two")
+        first, second = one.take(ask(10, 11, 2, cooldown=DAY))
+        (other,) = two.take(ask(12, 12))
+        before = world.settled()
+        assert Marked(0) == one.mark(
+            first._replace(fence=first.fence + 1), other, first._replace(protocol="udp"), Port(99, "tcp", first.fence)
+        )
+        assert Marked(0) == one.mark()
+        assert before == world.settled()
+        one.release(second)
+        assert Marked(1) == one.mark(second, first, first)
+        assert ["foreign", "cooling", "held"] == list(world.states().values())
+        assert Released(0) == one.release(first)
+        assert Marked(0) == one.mark(first)
+
+    def test_refused(self, world: World) -> None:
+        """Without a live lease, or after a take-over, nothing is marked."""
+        old = world.open()
+        ports = old.take(ask(10, 10))
+        world.open(token="b", supersede=old.holder.incarnation)
+        assert SUPERSEDED == old.mark(*ports)
+        assert {"tcp/00010": "held"} == world.states()
+        world.wait(TTL)
+        assert EXPIRED == old.mark(*ports)
+        assert {"tcp/00010": "cooling"} == world.states()
+
+    def test_outlives_its_lease(self, world: World) -> None:
+        """A mark is nobody's: it does not fall with the lease, and is not closed with it."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10)), duration=DAY)
+        assert Closed(False) == one.close()
+        assert {"tcp/00010": "foreign"} == world.states()
+
+    def test_late_copies(self, world: World) -> None:
+        """A late mark does not mark what the number was given for since."""
+        one = world.open()
+        (first,) = one.take(ask(10, 10))
+        one.release(first)
+        one.take(ask(10, 10))
+        assert Marked(0) == one.mark(first)
+        assert {"tcp/00010": "held"} == world.states()
+
+    def test_abandoned_afterwards(self, world: World) -> None:
+        """Undoing a request leaves the marks on what it had got."""
+        one = world.open()
+        reply = one.ask(ask(10, 11, 2), number=1)
+        assert isinstance(reply, Granted)
+        one.mark(reply.ports[0])
+        one.renew(1)
+        assert {"tcp/00010": "foreign"} == world.states()
+
+
+class TestQueue:
+    """Who comes first is served first; nobody who is gone is waited for."""
+
+    def test_tickets_in_order(self, world: World) -> None:
+        """Tickets grow in order of arrival, and only the first one lacks nothing but free ports."""
+        one = world.open()
+        one.take(ask(10, 10))
+        waiting = [world.open(name) for name in "xyz"]
+        queued = [actor.queue(ask(10, 10)) for actor in waiting]
+        assert [True, False, False] == [reply.first for reply in queued]
+        tickets = [reply.ticket for reply in queued]
+        assert sorted(set(tickets)) == tickets
+        assert 3 == world.view().waiting
+
+    def test_served_in_order(self, world: World) -> None:
+        """Freed ports go to the first in the queue, in whichever order the waiting ones ask."""
+        one = world.open()
+        held = one.take(ask(10, 10))
+        waiting = [world.open(name) for name in "xyz"]
+        tickets = [actor.queue(ask(10, 10)).ticket for actor in waiting]
+        one.release(*held)
+        served = []
+        for _ in range(3):
+            for actor, ticket in reversed(list(zip(waiting, tickets, strict=True))):
+                reply = actor.ask(ask(10, 10), wait=Wait(WINDOW, ticket))
+                if isinstance(reply, Granted):
+                    served.append(actor.holder.instance)
+                    actor.release(*reply.ports)
+                    break
+            tickets = tickets[1:]
+            waiting = waiting[1:]
+        assert ["x", "y", "z"] == served
+        assert 0 == world.view().waiting
+
+    def test_behind_is_not_served(self, world: World) -> None:
+        """The second in the queue gets nothing while the first waits, though there would be enough for it."""
+        one = world.open()
+        ports = one.take(ask(10, 12, 3))
+        first, second = world.open("x"), world.open("y")
+        ticket, behind = first.queue(ask(10, 12, 2)).ticket, second.queue(ask(10, 12)).ticket
+        one.release(ports[0])
+        reply = second.queue(ask(10, 12), behind)
+        assert (behind, False) == (reply.ticket, reply.first)
+        one.release(ports[1])
+        assert [10, 11] == numbers(_granted(first.ask(ask(10, 12, 2), wait=Wait(WINDOW, ticket))))
+        assert second.queue(ask(10, 12), behind).first
+
+    def test_newcomers(self, world: World) -> None:
+        """Whoever does not wait is refused as well while somebody waits for these ports, and is told why."""
+        one = world.open()
+        one.take(ask(10, 10))
+        world.open("x").queue(ask(10, 12, 3))
+        assert Full(0, None, False, "queue") == one.ask(ask(12, 14))
+        assert Full(1, None, False, "queue") == one.ask(ask(13, 14), ask(9, 10))
+        full = one.ask(one_port(10))
+        assert isinstance(full, Full)
+        assert ("queue", "held") == (full.why, full.holder and full.holder.state)
+        assert Full(0, None, False, "queue") == one.ask(one_port(11))
+
+    @pytest.mark.parametrize(
+        ("waits", "asks", "competes"),
+        [
+            ("tcp", "tcp", True),
+            ("tcp", "udp", False),
+            ("udp", "tcp", False),
+            ("both", "tcp", True),
+            ("both", "udp", True),
+            ("tcp", "both", True),
+            ("udp", "both", True),
+            ("both", "both", True),
+        ],
+    )
+    def test_protocols(self, world: World, waits: str, asks: str, competes: bool) -> None:
+        """Only those compete who want the same protocol, or both."""
+        one = world.open()
+        one.take(ask(10, 10, protocol="both"))
+        world.open("x").queue(ask(10, 11, 2, protocol=waits))
+        reply = one.ask(ask(10, 11, protocol=asks))
+        assert (Full(0, None, False, "queue") if competes else Granted) == (reply if competes else type(reply))
+
+    def test_spans(self, world: World) -> None:
+        """Only those compete whose spans have a number in common, whatever their range is called."""
+        one = world.open()
+        one.take(ask(10, 10), ask(20, 20))
+        spans = Ask("display", ((10, 10), (20, 22)), 4)
+        world.open("x").queue(spans)
+        assert [11] == numbers(one.take(ask(11, 19)))
+        assert [23] == numbers(one.take(Ask("backup", ((9, 9), (23, 99)), 2))[1:])
+        for first, last in ((10, 10), (1, 99), (22, 30), (5, 10), (21, 21)):
+            assert Full(0, None, False, "queue") == one.ask(ask(first, last))
+
+    def test_single_number(self, world: World) -> None:
+        """A number that somebody before wants explicitly is left out of automatic picks, and holds nobody up."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        ticket = world.open("x").queue(one_port(10)).ticket
+        one.release(port)
+        assert [11, 12] == numbers(one.take(ask(10, 12, 2)))
+        assert Full(0, None, False) == one.ask(ask(10, 12))
+        assert [12, 10] == [
+            *numbers(one.take(ask(12, 12, protocol="udp"))),
+            *numbers(one.take(ask(10, 10, protocol="udp"))),
+        ]
+        assert 1 == world.view().waiting
+        assert world.space._queue.keys() == {ticket}
+
+    def test_single_number_in_both(self, world: World) -> None:
+        """One that wants both protocols keeps its number out of the picks of each."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        waiting = world.open("x")
+        ticket = waiting.queue(one_port(10, protocol="both")).ticket
+        one.release(port)
+        assert [11, 11, 12] == [one.take(ask(10, 14, protocol=p))[0].number for p in ("tcp", "udp", "both")]
+        assert [10] == numbers(_granted(waiting.ask(one_port(10, protocol="both"), wait=Wait(WINDOW, ticket))))
+
+    def test_single_number_in_a_block(self, world: World) -> None:
+        """A block is not laid across a number that somebody before wants."""
+        one = world.open()
+        (port,) = one.take(ask(11, 11))
+        world.open("x").queue(one_port(11))
+        one.release(port)
+        assert [12, 13] == numbers(one.take(ask(10, 15, 2, align=1)))
+
+    def test_single_number_among_explicit(self, world: World) -> None:
+        """Those who want the same number explicitly stand in line for it; another number is free to them."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        first = world.open("x")
+        ticket = first.queue(one_port(10)).ticket
+        one.release(port)
+        assert Full(0, None, False, "queue") == one.ask(one_port(10))
+        assert not one.queue(one_port(10)).first
+        assert [11] == numbers(one.take(one_port(11)))
+        assert [10] == numbers(_granted(first.ask(one_port(10), wait=Wait(WINDOW, ticket))))
+
+    def test_automatic_before_explicit(self, world: World) -> None:
+        """Whoever wants one number waits for those before it who would take any."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        ticket = world.open("x").queue(ask(10, 10)).ticket
+        second = world.open("y").queue(one_port(10))
+        assert (False, True) == (second.first, second.ticket > ticket)
+        one.release(port)
+        assert Full(0, None, False, "queue") == one.ask(one_port(10))
+
+    def test_waits_for_a_mark_to_be_seen(self, world: World) -> None:
+        """A foreign mark is no reason for an explicit ask to wait: it gives way."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10)))
+        assert isinstance(world.open("x").ask(one_port(10), wait=Wait(WINDOW)), Granted)
+        assert 0 == world.view().waiting
+
+    def test_place_is_given_up(self, world: World) -> None:
+        """A place for which nobody asks for as long as its window is given up, not a grain earlier."""
+        one = world.open(ttl=DAY)
+        (port,) = one.take(ask(10, 10))
+        world.open("x").queue(ask(10, 10))
+        one.release(port)
+        world.wait(WINDOW - GRAIN)
+        assert Full(0, None, False, "queue") == one.ask(ask(10, 10))
+        world.wait(GRAIN)
+        assert 0 == world.view().waiting
+        assert isinstance(one.ask(ask(10, 10)), Granted)
+
+    def test_place_is_kept(self, world: World) -> None:
+        """Asking again keeps the place for another window, which may be another."""
+        one = world.open("one", ttl=DAY)
+        one.take(ask(10, 10))
+        ticket = one.queue(ask(10, 10)).ticket
+        for window in (WINDOW, 2 * WINDOW, WINDOW):
+            assert Queued(ticket, True, window) == one.queue(ask(10, 10), ticket, window)
+            world.wait(window - GRAIN)
+        assert 1 == world.view().waiting
+        world.wait(GRAIN)
+        assert 0 == world.view().waiting
+
+    def test_place_after_an_expiry(self, world: World) -> None:
+        """The places of a lease end with it, whether it ran out or was closed."""
+        one, dead, other = world.open("one", ttl=DAY), world.open("dead"), world.open("other", ttl=DAY)
+        (port,) = one.take(ask(10, 10))
+        dead.queue(ask(10, 10), window=TTL + SECOND)
+        other.queue(ask(10, 10), window=DAY)
+        one.release(port)
+        assert Full(0, None, False, "queue") == one.ask(ask(10, 10))
+        world.wait(TTL)
+        assert EXPIRED == dead.renew()
+        assert 1 == world.view().waiting
+        other.close()
+        assert isinstance(one.ask(ask(10, 10)), Granted)
+
+    def test_old_place(self, world: World) -> None:
+        """Who comes back with its ticket has its old place, before those who came after it, also when it was late."""
+        one = world.open(ttl=DAY)
+        one.take(ask(10, 10))
+        late, second = world.open("x", ttl=DAY), world.open("y", ttl=DAY)
+        ticket = late.queue(ask(10, 10)).ticket
+        world.wait(WINDOW)
+        behind = second.queue(ask(10, 10))
+        assert (True, 1) == (behind.first, world.view().waiting)
+        reply = late.queue(ask(10, 10), ticket)
+        assert (ticket, True) == (reply.ticket, reply.first)
+        assert not second.queue(ask(10, 10), behind.ticket).first
+
+    def test_served_late(self, world: World) -> None:
+        """A late one is also served before those who came after it."""
+        one = world.open(ttl=DAY)
+        (port,) = one.take(ask(10, 10))
+        late, second = world.open("x", ttl=DAY), world.open("y", ttl=DAY)
+        ticket = late.queue(ask(10, 10)).ticket
+        world.wait(WINDOW)
+        second.queue(ask(10, 10))
+        one.release(port)
+        assert isinstance(late.ask(ask(10, 10), wait=Wait(WINDOW, ticket)), Granted)
+        assert 1 == world.view().waiting
+
+    def test_others_ticket(self, world: World) -> None:
+        """With the ticket of another lease that is in the queue one has no place before it, but a new one."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        first, thief = world.open("x"), world.open("y")
+        ticket = first.queue(ask(10, 10)).ticket
+        one.release(port)
+        reply = thief.queue(ask(10, 10), ticket)
+        assert (False, True) == (reply.first, reply.ticket > ticket)
+        assert Full(0, None, False, "queue") == thief.ask(ask(10, 10), wait=Wait(0, ticket))
+        assert 2 == world.view().waiting
+        assert isinstance(first.ask(ask(10, 10), wait=Wait(WINDOW, ticket)), Granted)
+
+    def test_newer_incarnation(self, world: World) -> None:
+        """A ticket belongs to the lease: the newer incarnation of its instance may go on with it."""
+        one, old = world.open("one"), world.open("x")
+        (port,) = one.take(ask(10, 10))
+        ticket = old.queue(ask(10, 10)).ticket
+        new = world.open("x", "b", supersede=old.holder.incarnation)
+        one.release(port)
+        assert SUPERSEDED == old.ask(ask(10, 10), wait=Wait(WINDOW, ticket))
+        assert isinstance(new.ask(ask(10, 10), wait=Wait(WINDOW, ticket)), Granted)
+
+    def test_several_places(self, world: World) -> None:
+        """One lease may have several places."""
+        one = world.open()
+        one.take(ask(10, 10))
+        tickets = [one.queue(ask(10, 10)).ticket for _ in range(3)]
+        assert [(ticket, ticket == tickets[0]) for ticket in tickets] == [
+            one.queue(ask(10, 10), ticket)[:2] for ticket in tickets
+        ]
+        assert 3 == world.view().waiting
+
+    def test_another_ask(self, world: World) -> None:
+        """What is asked for at last is what the place is for."""
+        one = world.open()
+        one.take(ask(10, 10), ask(20, 20))
+        ticket = one.queue(ask(10, 11, 2)).ticket
+        assert ticket == one.queue(ask(20, 21, 2), ticket).ticket
+        assert [11] == numbers(one.take(ask(11, 11)))
+        assert Full(0, None, False, "queue") == one.ask(ask(21, 21))
+
+    def test_gives_up(self, world: World) -> None:
+        """Without a window the place is given up, unless there is enough now."""
+        one = world.open()
+        ports = one.take(ask(10, 10))
+        tickets = [one.queue(ask(10, 10)).ticket for _ in range(2)]
+        assert Full(0, None, False) == one.ask(ask(10, 10), wait=Wait(0, tickets[0]))
+        assert world.space._queue.keys() == {tickets[1]}
+        one.release(*ports)
+        assert [10] == numbers(_granted(one.ask(ask(10, 10), wait=Wait(0, tickets[1]))))
+        assert 0 == world.view().waiting
+        assert Full(0, None, False) == one.ask(ask(10, 10), wait=Wait(0))
+
+    def test_limit(self, world: World) -> None:
+        """An owner at its limit does not wait; a place that it has is given up."""
+        one = world.open()
+        one.take(ask(10, 10))
+        asked = ask(10, 10, owner="vm-1", limit=1)
+        ticket = one.queue(asked).ticket
+        other = world.open("x").queue(ask(10, 10))
+        assert not other.first
+        one.take(ask(20, 20, owner="vm-1", limit=1))
+        assert Full(0, None, False, "limit") == one.ask(asked, wait=Wait(WINDOW, ticket))
+        assert world.space._queue.keys() == {other.ticket}
+        assert Full(0, None, False, "limit") == one.ask(asked, wait=Wait(WINDOW))
+        assert 1 == world.view().waiting
+
+    def test_request_is_settled(self, world: World) -> None:
+        """A request that was queued is stale from then on, so a late copy gets nothing and has no place."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        first = one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert isinstance(first, Queued)
+        assert Stale(2) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        one.release(port)
+        assert Stale(2) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert isinstance(one.ask(ask(10, 10), number=3, wait=Wait(WINDOW, first.ticket)), Granted)
+        assert Stale(2) == one.ask(ask(10, 10), number=2, floor=1, wait=Wait(WINDOW))
+        assert 0 == world.view().waiting
+
+    def test_repeated_after_grant(self, world: World) -> None:
+        """A granted request that comes again with its ticket is answered with its ports and takes no place."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        ticket = one.queue(ask(10, 10)).ticket
+        one.release(port)
+        granted = one.ask(ask(10, 10), number=9, wait=Wait(WINDOW, ticket))
+        assert isinstance(granted, Granted)
+        assert granted == one.ask(ask(10, 10), number=9, wait=Wait(WINDOW, ticket))
+        assert 0 == world.view().waiting
+
+    def test_ticket_of_the_future(self, world: World) -> None:
+        """A ticket that was never given is none, so none can be given twice."""
+        one = world.open()
+        one.take(ask(10, 10))
+        fence = world.view().fence
+        reply = one.queue(ask(10, 10), fence + 1)
+        assert (fence + 1, True) == (reply.ticket, reply.first)
+        assert fence + 2 == one.queue(ask(10, 10), fence + 1000).ticket
+
+    def test_tickets_and_fences(self, world: World) -> None:
+        """Tickets and fences come from one count: none is used twice; coming back uses up none."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        ticket = one.queue(ask(10, 10)).ticket
+        assert (port.fence + 1, port.fence + 1) == (ticket, world.view().fence)
+        one.queue(ask(10, 10), ticket)
+        assert ticket == world.view().fence
+        assert [ticket + 1] == [port.fence for port in one.take(ask(20, 20))]
+
+    def test_due_in(self, world: World) -> None:
+        """Whoever is queued is told when the next thing in the space is due: a lease, a port, or a place."""
+        one = world.open(ttl=DAY)
+        ports = one.take(ask(10, 10, cooldown=2 * SECOND))
+        ticket = one.queue(ask(10, 10), window=3 * SECOND).ticket
+        assert 3 * SECOND == one.queue(ask(10, 10), ticket, 3 * SECOND).due_in
+        assert 2 * DAY > one.queue(ask(10, 10), ticket, 2 * DAY).due_in
+        assert DAY == one.queue(ask(10, 10), ticket, 2 * DAY).due_in
+        one.release(*ports)
+        world.wait(SECOND)
+        assert SECOND == one.queue(ask(10, 10), ticket, 2 * DAY).due_in
+
+    def test_due_now(self, world: World) -> None:
+        """While more is due than one visit does, that is now."""
+        dead, one = world.open("dead"), world.open("one", ttl=DAY)
+        dead.take(ask(1, 200, 200))
+        world.wait(TTL - GRAIN)
+        world.now += 2 * GRAIN
+        assert -GRAIN == one.queue(ask(1, 200)).due_in
+
+    def test_reclaimed_in_steps(self, world: World) -> None:
+        """Places that are given up count as what a visit reclaims."""
+        one = world.open(ttl=DAY)
+        one.take(ask(10, 10))
+        for _ in range(STEP + 2):
+            one.queue(ask(10, 10))
+        world.now += WINDOW
+        assert world.visit()
+        assert 2 == world.view().waiting
+        assert not world.visit()
+        assert 0 == world.view().waiting
+
+    def test_silence(self, server: World) -> None:
+        """After a silence of the store everybody finds its old place by its ticket."""
+        one = server.open()
+        (port,) = one.take(ask(10, 10))
+        first, second = server.open("x"), server.open("y")
+        ticket = first.queue(ask(10, 10)).ticket
+        behind = second.queue(ask(10, 10)).ticket
+        server.silence(TTL)
+        assert 0 == server.view().waiting
+        assert second.queue(ask(10, 10), behind).first
+        assert first.queue(ask(10, 10), ticket).first
+        one.release(port)
+        assert isinstance(second.ask(ask(10, 10), wait=Wait(WINDOW, behind)), Queued)
+        assert isinstance(first.ask(ask(10, 10), wait=Wait(WINDOW, ticket)), Granted)
+
+    @pytest.mark.parametrize(
+        "event",
+        ["release", "surplus", "abandoned", "close", "cooled", "unmarked", "given up", "served", "left", "limit"],
+    )
+    def test_stirred(self, world: World, event: str) -> None:
+        """Whatever may give somebody in the queue its turn is told to the backend."""
+        one, two, holder = (world.open(name, ttl=DAY) for name in ("one", "two", "holder"))
+        ports = holder.take(ask(10, 10, cooldown=SECOND if event == "cooled" else 0))
+        if event == "cooled":
+            holder.release(*ports)
+        elif event == "unmarked":
+            holder.mark(*ports, duration=SECOND)
+        asked = ask(10, 10, limit=1)
+        ahead = one.queue(asked, window=2 * SECOND).ticket
+        two.queue(asked, window=DAY)
+        if event == "served":
+            holder.release(*ports)
+        elif event == "limit":
+            two.take(ask(20, 20, limit=1))
+        world.stirred()
+        match event:
+            case "release":
+                holder.release(*ports)
+            case "surplus":
+                holder.mark(*ports, most=0)
+            case "abandoned":
+                holder.renew(1)
+            case "close":
+                holder.close()
+            case "cooled" | "unmarked":
+                world.now += SECOND
+                world.visit()
+            case "given up":
+                world.now += 2 * SECOND
+                world.visit()
+            case "served":
+                one.take(ask(30, 30))
+                assert not world.stirred()
+                assert isinstance(one.ask(asked, wait=Wait(WINDOW, ahead)), Granted)
+            case "left" | "limit":
+                assert isinstance(one.ask(asked, wait=Wait(0, ahead)), Full)
+        assert world.stirred()
+        assert not world.stirred()
+
+    def test_stirred_by_taking_over(self, world: World) -> None:
+        """An explicit ask for one protocol that takes over a mark for both frees the other protocol's number."""
+        one = world.open()
+        one.mark(*one.take(ask(10, 10, protocol="both")))
+        udp = ask(10, 10, protocol="udp")
+        ticket = world.open("x").queue(udp).ticket
+        world.stirred()
+        one.take(one_port(10))
+        assert world.stirred()
+        assert world.space._queue.keys() == {ticket}
+
+    def test_not_stirred(self, world: World) -> None:
+        """What gives nobody its turn is not told."""
+        one = world.open(ttl=DAY)
+        ports = one.take(ask(10, 12, 3, cooldown=DAY))
+        one.release(*one.take(ask(20, 20)))
+        assert not world.stirred()
+        ticket = one.queue(ask(10, 12), window=DAY).ticket
+        one.queue(ask(10, 12), ticket, DAY)
+        one.ask(ask(10, 12))
+        one.ask(ask(10, 12), wait=Wait(0))
+        one.ask(ask(10, 12), wait=Wait(0, ticket + 99))
+        one.take(ask(20, 20))
+        one.renew()
+        one.mark(ports[0])
+        one.release(ports[1])
+        one.release(ports[1])
+        world.preview(ask(10, 12))
+        world.try_open("two")
+        world.wait(SECOND)
+        assert not world.stirred()
+        one.release(*one.take(ask(30, 30)))
+        assert world.stirred()
+
+    def test_nobody_left(self, world: World) -> None:
+        """The last one to leave the queue stirs nobody."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        ticket = one.queue(ask(10, 10)).ticket
+        one.ask(ask(10, 10), wait=Wait(0, ticket))
+        ticket = one.queue(ask(10, 10)).ticket
+        one.release(port)
+        world.stirred()
+        assert isinstance(one.ask(ask(10, 10), wait=Wait(0, ticket)), Granted)
+        assert not world.stirred()
+
+
+def _granted(reply: object) -> tuple[Port, ...]:
+    assert isinstance(reply, Granted)
+    return reply.ports
+
+
+def inside(space: Space) -> object:
+    """All that a space knows, in a form that can be compared later. Outdated entries of the heap do not count."""
+    return copy.deepcopy(
+        (
+            *(space._seen, space._clock, space._fence, space._names, space._owned, space._foreign, space._last),
+            *(space._due, space.stirred, {kind: bytes(bits) for kind, bits in space._taken.items()}),
+            [(ticket, lease.id, asked) for ticket, (lease, asked) in space._queue.items()],
+            [[getattr(lease, name) for name in lease.__slots__] for lease in space._leases.values()],
+            {
+                name: (port.state, port.lease.id, port.fence, port.since, port.until, port.ask, port.labels)
+                for name, port in space._ports.items()
+            },
+        )
+    )
+
+
+class TestPreview:
+    """What would be given, without giving it."""
+
+    ASKS: ClassVar[dict[str, tuple[Ask, ...]]] = {
+        "lowest": (ask(10, 99, 3),),
+        "several": (ask(10, 99), ask(10, 99, protocol="udp"), ask(10, 99, 2, protocol="both")),
+        "block": (ask(10, 99, 4, align=4),),
+        "rotate": (ask(10, 99, 2, rotate=1),),
+        "foreign": (one_port(14), one_port(14, protocol="udp")),
+        "full": (ask(10, 11),),
+        "second is full": (one_port(14), ask(10, 11)),
+        "explicit": (one_port(10),),
+        "limit": (ask(10, 99, owner="vm-1", limit=1),),
+        "queue": (ask(10, 99), ask(198, 202)),
+        "left out": (ask(299, 301, 2),),
+    }
+
+    @pytest.mark.parametrize("asks", ASKS.values(), ids=ASKS)
+    def test_as_acquired(self, world: World, asks: tuple[Ask, ...]) -> None:
+        """It is what an acquire would give or refuse now, without fences and time, and changes nothing."""
+        one = world.open()
+        one.take(ask(10, 10), ask(11, 11, owner="vm-1", limit=1), ask(12, 12, rotate=1), ask(200, 200), ask(300, 300))
+        one.mark(*one.take(ask(14, 14, protocol="both")))
+        one.queue(ask(200, 201, 2))
+        one.queue(one_port(300))
+        one.release(*(Port(v.number, v.protocol, v.fence) for v in world.view().ports if v.number == 300))
+        world.stirred()
+        before = inside(world.space)
+        shown = world.preview(*asks)
+        assert shown == world.preview(*asks)
+        assert before == inside(world.space)
+        given = one.ask(*asks)
+        if isinstance(given, Granted):
+            given = Granted(tuple(port._replace(fence=0) for port in given.ports), 0)
+        assert given == shown
+
+    def test_unknown_space(self, world: World) -> None:
+        """In a space that nobody opened everything is free, and it stays unopened."""
+        assert Granted((Port(10, "tcp", 0), Port(11, "tcp", 0)), 0) == world.preview(ask(10, 20, 2))
+        assert SpaceView("host:a", 0, (), ()) == world.view()
+
+    def test_backlog(self, world: World) -> None:
+        """What could be reclaimed now is still taken, and the reply says that there is some."""
+        one = world.open()
+        one.release(*one.take(ask(10, 10, cooldown=SECOND)))
+        assert Full(0, None, False) == world.preview(ask(10, 10))
+        world.now += SECOND
+        before = inside(world.space)
+        assert Full(0, None, True) == world.preview(ask(10, 10))
+        assert before == inside(world.space)
+        world.visit()
+        assert Granted((Port(10, "tcp", 0),), 0) == world.preview(ask(10, 10))
+
+    def test_time_left(self, world: World) -> None:
+        """How long a port is closed yet is told as of now, also when nobody visited the space meanwhile."""
+        one = world.open()
+        one.release(*one.take(ask(10, 10, cooldown=4 * SECOND)))
+        world.now += SECOND
+        full = world.preview(one_port(10))
+        assert isinstance(full, Full)
+        assert full.holder == world.view().ports[0]
+        assert 3 * SECOND == (full.holder and full.holder.free_in)
+
+
+SMALL = 12
+"""So many numbers there are in `test_what_is_picked`."""
+
+
+def picked_by_hand(taken: set[int], asked: Ask, last: int) -> list[int]:
+    """Which numbers an ask gets, by trying them all in order."""
+    circle = asked.spans[: asked.rotate] if last else ()
+    places = [(number, final) for first, final in circle for number in range(first, final + 1)]
+    places.sort(key=lambda place: (place[0] <= last, place[0]))
+    rest = asked.spans[len(circle) :]
+    places += [(number, final) for first, final in rest for number in range(first, final + 1)]
+    if not asked.align:
+        free = [number for number in dict.fromkeys(number for number, _ in places) if number not in taken]
+        return free[: asked.count] if len(free) >= asked.count else []
+    for start, final in places:
+        block = range(start, start + asked.count)
+        if start % asked.align == 0 and block[-1] <= final and not taken & set(block):
+            return list(block)
+    return []
+
+
+@st.composite
+def any_spans(draw: st.DrawFn) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Spans, and how many of them are a circle: those ascend and lie apart, the others lie anywhere else."""
+    cuts = sorted(draw(st.sets(st.integers(1, SMALL), min_size=2, max_size=6)))
+    apart = [(cuts[i], cuts[i + 1] - 1 if i + 2 < len(cuts) else cuts[i + 1]) for i in range(0, len(cuts) - 1, 2)]
+    if draw(st.booleans()):
+        rest = draw(st.lists(st.tuples(st.integers(1, SMALL), st.integers(0, 4)), max_size=2))
+        return tuple(apart + [(first, min(first + size, SMALL)) for first, size in rest]), 0
+    circle = draw(st.integers(1, len(apart)))
+    return tuple(apart[-circle:] + apart[:-circle]), circle
+
+
+@given(
+    tcp=st.sets(st.integers(1, SMALL), max_size=SMALL),
+    udp=st.sets(st.integers(1, SMALL), max_size=SMALL),
+    spans=any_spans(),
+    last=st.integers(0, SMALL + 1),
+    count=st.integers(1, 5),
+    align=st.sampled_from([0, 0, 1, 2, 3]),
+    protocol=st.sampled_from(["tcp", "udp", "both"]),
+)
+def test_what_is_picked(
+    tcp: set[int],
+    udp: set[int],
+    spans: tuple[tuple[tuple[int, int], ...], int],
+    last: int,
+    count: int,
+    align: int,
+    protocol: Protocol4,
+) -> None:
+    """Whatever is taken, an ask gets the first numbers in its order that are free, or nothing."""
+    world = World(Space("host:a"))
+    one = world.open()
+    if last:
+        one.release(*one.take(Ask("backup", ((last, last),), rotate=1)))
+    for each, kind in ((tcp, "tcp"), (udp, "udp")):
+        one.take(*(ask(number, number, protocol=kind) for number in sorted(each)))
+    asked = Ask("backup", spans[0], count, protocol, align=align, rotate=spans[1])
+    reply = one.ask(asked)
+    taken = {"tcp": tcp, "udp": udp, "both": tcp | udp}[protocol]
+    assert picked_by_hand(taken, asked, last) == (numbers(reply.ports) if isinstance(reply, Granted) else [])
+
+
+KINDS: dict[Protocol4, tuple[Protocol4, ...]] = {"tcp": ("tcp",), "udp": ("udp",), "both": ("tcp", "udp")}
+
+
+@st.composite
+def any_ask(draw: st.DrawFn) -> Ask:
+    first = draw(st.integers(1, 6))
+    explicit = draw(st.sampled_from([False, False, True]))
+    return ask(
+        first,
+        first if explicit else first + draw(st.integers(0, 5)),
+        1 if explicit else draw(st.sampled_from([1, 1, 2, 4])),
+        protocol=draw(st.sampled_from(["tcp", "tcp", "udp", "both"])),
+        quarantine=first % 3 * SECOND,
+        cooldown=draw(st.sampled_from([0, 0, 2 * SECOND])),
+        align=0 if explicit else draw(st.sampled_from([0, 0, 1, 2])),
+        rotate=0 if explicit else draw(st.sampled_from([0, 0, 1])),
+        limit=draw(st.sampled_from([0, 0, 3])),
+        owner=draw(st.sampled_from(["", "vm-1"])),
+        explicit=explicit,
+    )
+
+
+class Told(NamedTuple):
+    """What a holder believes to hold."""
+
+    port: Port
+    lease: int
+    ask: Ask
+
+
 class SmallWorld(RuleBasedStateMachine):
     """Random steps in a world so small that everything collides, with the safety rules checked after each.
 
     ``believed`` is what the holders were told, kept apart from the space: nobody may be given a port before
-    whoever was told of it gave it back, or had a TTL and a quarantine without a renewal.
+    whoever was told of it gave it back, or had a TTL and a quarantine without a renewal. ``closed`` says until when
+    a number may not be given at all, and whether only a foreign mark is the reason.
     """
 
     actors: list[Actor]
@@ -1097,8 +2458,10 @@ class SmallWorld(RuleBasedStateMachine):
         self.actors = []
         self.clock = 0
         self.renewed: dict[int, tuple[int, int]] = {}
-        self.believed: dict[tuple[str, int], tuple[Port, int, int]] = {}
+        self.believed: dict[tuple[str, int], Told] = {}
+        self.closed: dict[tuple[str, int], tuple[int, bool]] = {}
         self.fences: set[int] = set()
+        self.tickets = [0]
 
     @rule(
         step=st.sampled_from(
@@ -1129,51 +2492,129 @@ class SmallWorld(RuleBasedStateMachine):
             if (reply.lease, reply.incarnation) not in known or reply.lease not in self.renewed:
                 self.renewed[reply.lease] = (self.clock, ttl * TTL)
 
-    @rule(data=st.data(), first=st.integers(1, 6), size=st.integers(0, 5), count=st.integers(1, 4), udp=st.booleans())
-    def acquire(self, data: st.DataObject, first: int, size: int, count: int, udp: bool) -> None:
+    @rule(data=st.data(), asks=st.lists(any_ask(), min_size=1, max_size=2), window=st.sampled_from([0, SECOND, TTL]))
+    def acquire(self, data: st.DataObject, asks: list[Ask], window: int) -> None:
         if not self.actors:
             return
         actor = data.draw(st.sampled_from(self.actors))
-        asks = [ask(first, first + size, count, quarantine=first % 3 * SECOND)]
-        if udp:
-            asks.append(ask(1, 4, protocol="udp"))
+        wait = None
+        if len(asks) == 1 and data.draw(st.booleans()):
+            ticket = data.draw(st.sampled_from(self.tickets)) + data.draw(st.sampled_from([0, 0, 0, 1, DAY]))
+            wait = Wait(window, ticket)
         number = max(1, actor.number + data.draw(st.sampled_from([1, 1, 1, 1, 0, -1, 3])))
         back = data.draw(st.integers(0, 3))
         actor.number = max(actor.number, number)
-        reply = actor.ask(*asks, number=number, floor=max(1, number - back))
+        before = self.before(actor, wait)
+        due = any(at <= self.clock for at in self.space._due.values())
+        shown = None if wait or due else self.world.preview(*asks)
+        reply = actor.ask(*asks, number=number, floor=max(1, number - back), wait=wait)
         if isinstance(reply, Granted):
-            for port in reply.ports:
-                self.told(actor.holder.lease, port)
+            if reply.ports[0].fence in self.fences:
+                return  # an old reply, once more
+            its_ask = [each for each in asks for _ in range(each.count)]
+            for port, each in zip(reply.ports, its_ask, strict=True):
+                self.told(actor.holder.lease, port, each)
+                self.nobody_before(before, port, each)
+                assert not each.limit or self.owned()[each.range, each.owner] <= each.limit
+            reply = Granted(tuple(port._replace(fence=0) for port in reply.ports), 0)
+        elif isinstance(reply, Queued):
+            self.tickets.append(reply.ticket)
+        assert isinstance(reply, Gone | Stale | Queued) or shown in (reply, None)
 
-    def told(self, lease: int, port: Port) -> None:
-        if port.fence in self.fences:
-            return  # an old reply, once more
+    def before(self, actor: Actor, wait: Wait | None) -> list[Ask]:
+        """What those in the queue want who are before this one."""
+        queue = self.space._queue
+        ticket = wait.ticket if wait and wait.ticket <= self.space._fence else 0
+        if ticket in queue and queue[ticket][0].id != actor.holder.lease:
+            ticket = 0
+        return [
+            wanted
+            for other, (_, wanted) in queue.items()
+            if self.space._due[f"wait/{other:016d}"] > self.clock and (not ticket or other < ticket)
+        ]
+
+    def nobody_before(self, before: list[Ask], port: Port, asked: Ask) -> None:
+        for wanted in before:
+            if set(KINDS[wanted.protocol]) & set(KINDS[asked.protocol]):
+                (first, last), (low, high) = wanted.spans[0], asked.spans[0]
+                if wanted.explicit and not asked.explicit:
+                    assert port.number != first
+                else:
+                    assert last < low or high < first
+
+    def told(self, lease: int, port: Port, asked: Ask) -> None:
         assert all(port.fence > fence for fence in self.fences)
         self.fences.add(port.fence)
         name = (port.protocol, port.number)
-        if name in self.believed:
-            before, its_lease, quarantine = self.believed[name]
-            renewed, ttl = self.renewed[its_lease]
-            assert self.clock >= renewed + ttl + quarantine, f"{port} was {before}"
+        for other in _space._OVER[port.protocol]:
+            if (before := self.believed.pop((other, port.number), None)) is not None:
+                renewed, ttl = self.renewed[before.lease]
+                assert self.clock >= renewed + ttl + before.ask.quarantine, f"{port} was {before}"
+        for kind in KINDS[port.protocol]:
+            until, foreign = self.closed.get((kind, port.number), (0, False))
+            assert self.clock >= until or (foreign and asked.explicit)
+        if asked.explicit:
+            self.forget_marks(port.number)
         view = next(view for view in self.world.view().ports if (view.protocol, view.number) == name)
-        self.believed[name] = (port, lease, self.space._ports[member(*name)].ask.quarantine)
+        self.believed[name] = Told(port, lease, asked)
         assert ("held", port.fence, lease) == (view.state, view.fence, view.lease)
+
+    def forget_marks(self, number: int) -> None:
+        """A mark that was taken over is gone, also for the protocol that nobody took."""
+        marked = {
+            kind
+            for view in self.world.view().ports
+            if view.number == number and view.state == "foreign"
+            for kind in KINDS[view.protocol]
+        }
+        for kind in {"tcp", "udp"} - marked:
+            if self.closed.get((kind, number), (0, False))[1]:
+                del self.closed[kind, number]
+
+    def close_until(self, port: Port, until: int, *, foreign: bool = False) -> None:
+        del self.believed[port.protocol, port.number]
+        for kind in KINDS[port.protocol]:
+            self.closed[kind, port.number] = (until, foreign)
 
     @rule(data=st.data(), wrong=st.sampled_from([0, 0, 0, 1]))
     def release(self, data: st.DataObject, wrong: int) -> None:
         if not self.actors or not self.believed:
             return
         actor = data.draw(st.sampled_from(self.actors))
-        port, lease, _ = data.draw(st.sampled_from(list(self.believed.values())))
+        port, lease, asked = data.draw(st.sampled_from(list(self.believed.values())))
         while self.world.visit():
             pass
         held = self.world.states()
         reply = actor.release(port._replace(fence=port.fence + wrong))
         if reply == Released(1) and isinstance(reply, Released):
             assert (lease, 0) == (actor.holder.lease, wrong)
-            del self.believed[(port.protocol, port.number)]
+            self.close_until(port, self.clock + asked.cooldown)
         else:
             assert held == self.world.states()
+
+    @rule(
+        data=st.data(),
+        wrong=st.sampled_from([0, 0, 0, 1]),
+        duration=st.sampled_from([GRAIN, SECOND, TTL]),
+        most=st.integers(0, 3),
+    )
+    def mark(self, data: st.DataObject, wrong: int, duration: int, most: int) -> None:
+        if not self.actors or not self.believed:
+            return
+        actor = data.draw(st.sampled_from(self.actors))
+        port, lease, _ = data.draw(st.sampled_from(list(self.believed.values())))
+        while self.world.visit():
+            pass
+        before = self.world.states()
+        reply = actor.mark(port._replace(fence=port.fence + wrong), duration=duration, most=most)
+        if reply == Marked(1) and isinstance(reply, Marked):
+            assert (lease, 0) == (actor.holder.lease, wrong)
+            assert most >= sum(view.state == "foreign" for view in self.world.view().ports)
+            self.close_until(port, self.clock + duration, foreign=True)
+        elif before != self.world.states():
+            assert (Marked(0), lease, 0) == (reply, actor.holder.lease, wrong)
+            assert most <= list(before.values()).count("foreign")
+            del self.believed[port.protocol, port.number]
 
     @rule(data=st.data(), floor=st.integers(1, 4), abandoned=st.sets(st.integers(1, 8), max_size=2))
     def renew(self, data: st.DataObject, floor: int, abandoned: set[int]) -> None:
@@ -1181,49 +2622,89 @@ class SmallWorld(RuleBasedStateMachine):
             actor = data.draw(st.sampled_from(self.actors))
             if actor.renew(*abandoned, floor=floor) in (Renewed(False), Renewed(True)):
                 self.renewed[actor.holder.lease] = (self.clock, self.renewed[actor.holder.lease][1])
-                self.forget_freed()
+                for told in self.not_held():  # an abandoned request's ports: its holder was never told of them
+                    del self.believed[told.port.protocol, told.port.number]
 
     @rule(data=st.data(), quarantine=st.booleans())
     def close(self, data: st.DataObject, quarantine: bool) -> None:
         if self.actors:
             actor = data.draw(st.sampled_from(self.actors))
+            while self.world.visit():
+                pass
+            dead = self.not_held()
             if isinstance(actor.close(quarantine=quarantine), Closed):
-                self.believed = {n: b for n, b in self.believed.items() if b[1] != actor.holder.lease}
+                for told in self.not_held():
+                    if told not in dead:
+                        assert told.lease == actor.holder.lease
+                        pause = told.ask.quarantine if quarantine else told.ask.cooldown
+                        self.close_until(told.port, self.clock + pause)
 
-    def forget_freed(self) -> None:
-        """An abandoned request's ports: its holder was never told of them."""
-        held = {(view.protocol, view.number, view.fence) for view in self.world.view().ports}
-        self.believed = {n: b for n, b in self.believed.items() if (*n, b[0].fence) in held}
+    def not_held(self) -> list[Told]:
+        """Of what is believed, that which is true no more."""
+        held = {view.fence for view in self.world.view().ports if view.state == "held"}
+        gone = {view.fence for view in self.world.view().ports} - held
+        return [told for told in self.believed.values() if told.port.fence not in held | gone or self.cools(told, gone)]
+
+    def cools(self, told: Told, gone: set[int]) -> bool:
+        """By a close; one that cools after an expiry is believed on."""
+        return told.port.fence in gone and told.lease in {lease.lease for lease in self.world.view().leases}
+
+    @rule(chance=st.integers(0, 5))
+    def all_die(self, chance: int) -> None:
+        """When nobody renews any more, everything is free again in the end."""
+        if not chance and self.actors:
+            for _ in range(3):
+                self.pass_time(MAX_GAP)
+                while self.world.visit():
+                    pass
+            view = self.world.view()
+            assert ((), (), 0) == (view.leases, view.ports, view.waiting)
+            assert not any(any(bits) for bits in self.space._taken.values())
 
     @property
     def space(self) -> Space:
         return self.world.space
 
+    def owned(self) -> Counter[tuple[str, str]]:
+        held = (port for port in self.space._ports.values() if port.state == "held")
+        return Counter((port.ask.range, port.ask.owner) for port in held if port.ask.limit)
+
     @invariant()
     def bitmap_is_ports(self) -> None:
-        """A number is taken exactly while there is a port of that number."""
-        taken = {
-            member(protocol, number)
-            for protocol, bits in self.space._taken.items()
-            for number in range(16)
-            if bits[number]
+        """A number is taken exactly while there is a port of that number, in each protocol that the port has."""
+        ports = [_space.parse_member(name) for name in self.space._ports]
+        expected = {kind: {number for protocol, number in ports if kind in KINDS[protocol]} for kind in ("tcp", "udp")}
+        expected["both"] = expected["tcp"] | expected["udp"]
+        assert expected == {
+            kind: {number for number in range(16) if bits[number]} for kind, bits in self.space._taken.items()
         }
-        assert set(self.space._ports) == taken
+        taken = [(kind, number) for protocol, number in ports for kind in KINDS[protocol]]
+        assert sorted(set(taken)) == sorted(taken)
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        """Owners' ports and foreign marks are as many as one counts."""
+        assert self.owned() == self.space._owned
+        marks = Counter(port.ask.range for port in self.space._ports.values() if port.state == "foreign")
+        assert marks == self.space._foreign
 
     @invariant()
     def held_belongs_to_lease(self) -> None:
-        """A held port is in the list of one lease, live or draining; a cooling one in none."""
+        """A held port is in the list of one lease, live or draining; a cooling or foreign one in none."""
         listed = [(name, lease.id) for lease in self.space._leases.values() for name in lease.ports]
         held = [(name, port.lease.id) for name, port in self.space._ports.items() if port.until is None]
         assert sorted(held) == sorted(listed)
+        assert all((port.state == "held") == (port.until is None) for port in self.space._ports.values())
 
     @invariant()
     def all_due_is_queued(self) -> None:
-        """Each lease and each cooling port, and nothing else, waits for its time."""
+        """Each lease, each port that is not held and each place, and nothing else, waits for its time."""
         due = {f"lease/{lease.id}": lease.expires for lease in self.space._leases.values()}
         due |= {name: port.until for name, port in self.space._ports.items() if port.until is not None}
-        assert due == self.space._due
-        assert {(at, name) for name, at in due.items()} <= set(self.space._heap)
+        places = {f"wait/{ticket:016d}" for ticket in self.space._queue}
+        assert due == {name: at for name, at in self.space._due.items() if not name.startswith("wait/")}
+        assert places == {name for name in self.space._due if name.startswith("wait/")}
+        assert {(at, name) for name, at in self.space._due.items()} <= set(self.space._heap)
 
     @invariant()
     def names_lead_to_leases(self) -> None:

@@ -5,15 +5,19 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 'free' or 'cool'
 -- Returns {'CLOSED', 1 when ports are left} or {'GONE', reason}
-local space = rare(clock, min_ttl, next_due)
+space = space or rare(clock, min_ttl, next_due)
 space.check_types()
-local members = space.held_by(id, space.STEP)
+local names = space.names(id, space.held_by(id, space.STEP))
+local records = space.records(names)
 if ARGV[3] == 'cool' then
-  space.cool(id, members, clock)
+  space.cool(id, names, records, clock, 1)
 else
-  space.each('ZREM', PORTS, members)
-  space.free(space.names(id, members))
+  for i, name in ipairs(names) do
+    if not records[i] then space.damaged('port ' .. name) end
+  end
+  space.let_go(id, names, records)
 end
-if #members < space.STEP then space.drop(id, space.lease(record)) end
+if #names < space.STEP then space.drop(id, space.lease(record)) end
+space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due)
-return {'CLOSED', #members == space.STEP and 1 or 0}
+return {'CLOSED', #names == space.STEP and 1 or 0}

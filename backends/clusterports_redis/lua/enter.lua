@@ -1,9 +1,10 @@
 -- How every operation of a holder begins: visit, and check the lease that ARGV[1] (its id) and ARGV[2] (its
--- incarnation) prove; its record is the first field read. Leaves `id`, `record` and `backlog`.
+-- incarnation) prove; its record is the first field read. Leaves `id`, `record`, `backlog`, and `space` if the visit
+-- had anything to do, as it always has while anybody waits.
 if not gap then return {'GONE', 'expired'} end
-local id, record, backlog = ARGV[1], s[7], false
+local id, record, backlog, space = ARGV[1], s[7], false
 if clock >= next_due or gap * 3 > min_ttl and min_ttl > 0 then
-  local space = rare(clock, min_ttl, next_due)
+  space = rare(clock, min_ttl, next_due)
   backlog = space.visit(before, gap)
   min_ttl, next_due = space.min_ttl, space.next_due
   record = call('HGET', STATE, 'lease/' .. id)

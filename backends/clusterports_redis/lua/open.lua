@@ -10,8 +10,9 @@
 if redis.acl_check_cmd then
   for _, command in ipairs({{'HSET', STATE, 'f', 'v'}, {'HDEL', STATE, 'f'}, {'ZADD', DUE, '0', 'm'}, {'ZREM', DUE, 'm'},
                             {'ZADD', PORTS, '0', 'm'}, {'ZREM', PORTS, 'm'}, {'SETBIT', KEYS[4], '0', '0'},
-                            {'SETBIT', KEYS[5], '0', '0'}, {'ZLEXCOUNT', PORTS, '-', '+'}, {'ZRANGE', DUE, '0', '0'},
-                            {'HGET', STATE, 'f'}}) do
+                            {'SETBIT', KEYS[5], '0', '0'}, {'BITFIELD', KEYS[4], 'SET', 'u1', '0', '0'},
+                            {'BITFIELD', KEYS[5], 'SET', 'u1', '0', '0'}, {'ZLEXCOUNT', PORTS, '-', '+'},
+                            {'ZRANGE', DUE, '0', '0'}, {'HGET', STATE, 'f'}}) do
     if not redis.acl_check_cmd(unpack(command)) then error('NOPERM this user has no permission for ' .. command[1], 0) end
   end
 end

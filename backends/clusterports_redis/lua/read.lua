@@ -9,8 +9,9 @@ if not gap then return {'SPACE', '0', '0', format('%.0f', now), '0'} end
 local page = call('HSCAN', STATE, ARGV[1], 'COUNT', ARGV[2])
 local reply = {'SPACE', page[1], format('%.0f', clock), format('%.0f', now), format('%.0f', fence)}
 local fields = page[2]
+local shown = {lease = true, wait = true, tcp = true, udp = true, both = true}
 for i = 1, #fields, 2 do
-  if match(fields[i], '^lease/') or match(fields[i], '^%l%l%l/%d') then
+  if shown[match(fields[i], '^(%l*)/?')] then
     reply[#reply + 1] = fields[i]
     reply[#reply + 1] = fields[i + 1]
   end

@@ -1,34 +1,43 @@
 -- flags: allow-oom
 -- parts: clock space time enter
 -- reads: 'lease/' .. ARGV[1], ARGV[3] or 'schema'
--- Free ports that the lease holds with these very fences; others are passed over.
+-- Let go of ports that the lease holds with these very fences; others are passed over.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation, then port and fence of each, at most 500
 -- Returns {'RELEASED', count} or {'GONE', reason}
 local count = 0
-if #ARGV == 4 then
-  local name = ARGV[3]
-  local lease, its_fence = match(s[8] or '', '^h (%d+) (%d+) ')
-  if lease == id and its_fence == ARGV[4] then
-    call('ZREM', PORTS, id .. '/' .. name)
-    local bits = string.sub(name, 1, 3) == 'tcp' and KEYS[4] or KEYS[5]
-    local cleared = redis.pcall('SETBIT', bits, tonumber(string.sub(name, 5)), 0)
-    if type(cleared) == 'table' then  -- the one key whose type is not known yet
-      call('ZADD', PORTS, 0, id .. '/' .. name)
-      error(cleared.err, 0)
-    end
-    call('HDEL', STATE, name)
-    count = 1
+local lease, its_fence, plain
+if #ARGV == 4 and not space then
+  lease, its_fence, plain = match(s[8] or '', '^h (%d+) (%d+) %d+ %d+([ ,])')
+  if not (lease == id and its_fence == ARGV[4]) then
+    if seen == now then call('HSET', STATE, 'clock', clock, 'seen', seen) end
+    return {'RELEASED', 0}
   end
-elseif #ARGV > 4 then
+end
+if plain == ' ' and string.sub(ARGV[3], 4, 4) == '/' then  -- one port like most
+  local name = ARGV[3]
+  call('ZREM', PORTS, id .. '/' .. name)
+  local bits = string.sub(name, 1, 3) == 'tcp' and KEYS[4] or KEYS[5]
+  local cleared = redis.pcall('SETBIT', bits, tonumber(string.sub(name, 5)), 0)
+  if type(cleared) == 'table' then  -- the one key whose type is not known yet
+    call('ZADD', PORTS, 0, id .. '/' .. name)
+    error(cleared.err, 0)
+  end
+  call('HDEL', STATE, name)
+  count = 1
+elseif #ARGV > 2 then
   local names, fences = {}, {}
   for i = 3, #ARGV, 2 do
     names[#names + 1] = ARGV[i]
     fences[#names] = ARGV[i + 1]
   end
-  local space = rare()
+  space = space or rare(clock, min_ttl, next_due)
   space.check_types()
-  count = space.free_held(id, names, fences, call('HMGET', STATE, unpack(names)))
+  local mine, records = space.held(id, names, fences, space.records(names))
+  space.let_go(id, mine, records)
+  count = #mine
+  space.wake()
+  call('HSET', STATE, 'next', space.next_due)
 end
 if seen == now then call('HSET', STATE, 'clock', clock, 'seen', seen) end
 return {'RELEASED', count}

@@ -5,7 +5,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests
 -- Returns {'RENEWED', backlog} or {'GONE', reason}
-local space = rare(clock, min_ttl, next_due)
+space = space or rare(clock, min_ttl, next_due)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
 floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
@@ -18,14 +18,16 @@ local kept = {format('%.0f %.0f', floor, highest)}
 if #ARGV > 3 then space.check_types() end
 for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
   if abandoned[number] and entry ~= '-' then
-    local names, fences, records = {}, {}, {}
+    local names, fences, members = {}, {}, {}
     local first, ports = match(entry, '^%d+ (%d+) (.*)$')
     for name in string.gmatch(ports, '%S+') do
       names[#names + 1] = name
       fences[#names] = format('%.0f', first + #names - 1)
-      records[#names] = call('HGET', STATE, name)
     end
-    space.free_held(id, names, fences, records)
+    local mine, records = space.held(id, names, fences, space.records(names))
+    for i, name in ipairs(mine) do members[i] = id .. '/' .. name end
+    space.each('ZREM', PORTS, members)
+    space.free(mine, records)
     entry = '-'
   end
   abandoned[number] = nil
@@ -41,6 +43,7 @@ local lease = space.lease(record)
 lease.nominal = clock + lease.ttl
 lease.expires = lease.nominal
 space.put_due('lease/' .. id, lease.expires)
+space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due, 'lease/' .. id, space.record(lease),
      'done/' .. id, table.concat(kept, ';'))
 return {'RENEWED', backlog and 1 or 0}

@@ -7,17 +7,26 @@
 --          lease/<id>       incarnation expires nominal ttl token instance
 --          done/<id>        floor highest;number since fence port port ...;number -    (the last: full or abandoned)
 --          name/<instance>  id of the lease under this name
---          tcp/<port>       h lease fence since quarantine note     (held)
+--          tcp/<port>       h lease fence since hold note           (held; hold: see pick.lua)
 --                           c lease fence since until note          (cooling)
---   due    lease/<id> by expiry and tcp/<port> by the end of its cooling, on the lease clock
---   ports  <id>/tcp/<port> for each held port and lease/<id> for each lease: found without a scan
+--                           f lease fence since until,range note    (foreign)
+--          last/<range>     the number last given to an ask with rotate
+--          owned/<tag>      how many ports are held under a limit
+--          foreign/<range>  how many are marked
+--          wait/<ticket>    lease explicit protocol first last first last ...
+--   due    lease/<id> by expiry, tcp/<port> by the end of its cooling or mark, wait/<ticket> by the end of its window;
+--          on the lease clock
+--   ports  <id>/tcp/<port> for each held port, lease/<id> for each lease, wait/<ticket> for each place in the queue:
+--          found without a scan
+--          All the same with udp/ and both/ for tcp/. Tickets have 16 digits, so that they sort as numbers.
 --   tcp    bit n is 1 while port n is not free; 65,536 bits long from the start, so that BITPOS finds zeros
 -- All numbers are integers, times in microseconds. An instance and a note are ASCII JSON, made by the client.
 -- Errors, of every operation: CPSCHEMA when the data is of another version, CPDAMAGED when keys contradict
 -- each other; nothing of the operation was done then.
 --
 -- A script pays for every function and table that it makes, each time it runs. So what is rarely needed is made
--- by rare(), and what every operation does stands in time.lua and enter.lua as plain code.
+-- by rare(), and what every operation does stands in time.lua and enter.lua as plain code. While anybody waits,
+-- `next` is 0: then every operation takes the way over rare(), which looks after the queue.
 
 local call, format, match = redis.call, string.format, string.match
 local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
@@ -29,7 +38,10 @@ local function rare(clock, min_ttl, next_due)
   local call, format, match = redis.call, string.format, string.match
   local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
   local STEP, NEVER, CHUNK = 64, 9007199254740991, 1000
-  local self = {bits = {tcp = KEYS[4], udp = KEYS[5]}, min_ttl = min_ttl, next_due = next_due, STEP = STEP}
+  local bits = {tcp = KEYS[4], udp = KEYS[5]}
+  local self = {min_ttl = min_ttl, next_due = next_due, STEP = STEP}
+  self.KINDS = {tcp = {'tcp'}, udp = {'udp'}, both = {'tcp', 'udp'}}
+  self.OVER = {tcp = {'tcp', 'both'}, udp = {'udp', 'both'}, both = {'both', 'tcp', 'udp'}}
 
   function self.damaged(what)
     error('CPDAMAGED ' .. what, 0)
@@ -84,30 +96,174 @@ local function rare(clock, min_ttl, next_due)
     return names
   end
 
-  function self.bit(name, value)
-    call('SETBIT', self.bits[string.sub(name, 1, 3)], tonumber(string.sub(name, 5)), value)
+  -- One call for many bits of a bitmap.
+  function self.set_bits(kind, numbers, value)
+    local words, at = {}, 0
+    for _, number in ipairs(numbers) do
+      words[at + 1], words[at + 2], words[at + 3], words[at + 4] = 'SET', 'u1', number, value
+      at = at + 4
+    end
+    self.each('BITFIELD', bits[kind], words)
   end
 
-  -- Ports that nobody holds any more, cooling or just released, become free.
-  function self.free(names)
-    for _, name in ipairs(names) do self.bit(name, 0) end
+  function self.clear_bits(names)
+    local numbers = {tcp = {}, udp = {}}
+    for _, name in ipairs(names) do
+      local protocol, number = match(name, '^(%l+)/0*(%d+)$')
+      for _, kind in ipairs(self.KINDS[protocol]) do numbers[kind][#numbers[kind] + 1] = number end
+    end
+    self.set_bits('tcp', numbers.tcp, 0)
+    self.set_bits('udp', numbers.udp, 0)
+  end
+
+  -- HMGET over a list of any length.
+  function self.records(names)
+    local records = {}
+    for i = 1, #names, CHUNK do
+      for k, record in ipairs(call('HMGET', STATE, unpack(names, i, math.min(i + CHUNK - 1, #names)))) do
+        records[i + k - 1] = record
+      end
+    end
+    return records
+  end
+
+  -- Ports that are no longer held under a limit, or no longer marked, are not counted any more.
+  function self.count_down(records)
+    local counts = {}
+    for _, record in ipairs(records) do
+      local tag = match(record or '', '^h %d+ %d+ %d+ %d+,%d+,(%S+)')
+      local range = match(record or '', '^f %d+ %d+ %d+ %d+,(%S*) ')
+      local name = tag and tag ~= '-' and 'owned/' .. tag or range and 'foreign/' .. range
+      if name then counts[name] = (counts[name] or 0) + 1 end
+    end
+    for name, count in pairs(counts) do
+      local left = (tonumber(call('HGET', STATE, name)) or 0) - count
+      if left > 0 then call('HSET', STATE, name, left) else call('HDEL', STATE, name) end
+    end
+  end
+
+  -- Ports that nobody holds any more, cooling, marked or just released, become free. records: of names, as read.
+  function self.free(names, records)
+    if #names == 0 then return end
+    self.count_down(records)
+    self.clear_bits(names)
     self.each('HDEL', STATE, names)
+    self.changed = true
   end
 
-  -- Held ports of a lease (members of PORTS, at most STEP) begin to cool.
-  function self.cool(id, members, start)
-    if #members == 0 then return end
-    local names, fields = self.names(id, members), {}
-    for i, record in ipairs(call('HMGET', STATE, unpack(names))) do
-      local head, quarantine, note = match(record or '', '^h (%d+ %d+ %d+) (%d+) (.*)$')
+  -- Held ports of a lease begin to cool. period: of 'hold', 1 the quarantine, 2 the cooldown.
+  function self.cool(id, names, records, start, period)
+    if #names == 0 then return end
+    local members, fields = {}, {}
+    for i, record in ipairs(records) do
+      local head, hold, note = match(record or '', '^h (%d+ %d+ %d+) (%S+) (.*)$')
       if not head then self.damaged('port ' .. names[i]) end
-      local till = start + quarantine
-      self.put_due(names[i], till)
+      local till = start + match(hold, period == 1 and '^(%d+)' or '^%d+,(%d+)')
       fields[2 * i - 1] = names[i]
       fields[2 * i] = format('c %s %.0f %s', head, till, note)
+      members[i] = id .. '/' .. names[i]
+      self.put_due(names[i], till)
     end
-    call('ZREM', PORTS, unpack(members))
-    call('HSET', STATE, unpack(fields))
+    self.count_down(records)
+    self.each('ZREM', PORTS, members)
+    self.each('HSET', STATE, fields)
+  end
+
+  -- A clean release of held ports: free, or cooling for their cooldown.
+  function self.let_go(id, names, records)
+    local free, free_records, cool, cool_records, members = {}, {}, {}, {}, {}
+    for i, name in ipairs(names) do
+      if match(records[i], '^h %d+ %d+ %d+ %d+,[1-9]') then
+        cool[#cool + 1], cool_records[#cool + 1] = name, records[i]
+      else
+        free[#free + 1], free_records[#free + 1] = name, records[i]
+        members[#free] = id .. '/' .. name
+      end
+    end
+    self.each('ZREM', PORTS, members)
+    self.free(free, free_records)
+    self.cool(id, cool, cool_records, clock, 2)
+  end
+
+  -- Foreign marks that a holder's ask takes away.
+  function self.evict(names)
+    self.each('ZREM', DUE, names)
+    self.free(names, self.records(names))
+  end
+
+  -- The ports that are in the way of one: records by name.
+  function self.in_the_way(protocol, number)
+    local found = {}
+    for _, kind in ipairs(self.OVER[protocol]) do
+      local name = format('%s/%05d', kind, number)
+      found[name] = call('HGET', STATE, name) or nil
+    end
+    return found
+  end
+
+  -- ---------------------------------------------------------------- queue
+
+  function self.tickets(limit)
+    local found = call('ZRANGE', PORTS, '[wait/', '(wait0', 'BYLEX', 'LIMIT', 0, limit or -1)
+    for i, name in ipairs(found) do found[i] = string.sub(name, 6) end
+    return found
+  end
+
+  function self.place(ticket)
+    local record = call('HGET', STATE, format('wait/%016.0f', tonumber(ticket)))
+    if not record then return nil end
+    local lease, explicit, protocol, rest = match(record, '^(%d+) ([01]) (%l+) ?(.*)$')
+    if not lease then self.damaged('wait/' .. ticket) end
+    local spans = {}
+    for first, last in string.gmatch(rest, '(%d+) (%d+)') do spans[#spans + 1] = {tonumber(first), tonumber(last)} end
+    return {lease = lease, explicit = explicit == '1', protocol = protocol, spans = spans}
+  end
+
+  function self.share_kind(one, other)
+    return one.protocol == other.protocol or one.protocol == 'both' or other.protocol == 'both'
+  end
+
+  function self.overlap(one, other)
+    for _, a in ipairs(one.spans) do
+      for _, b in ipairs(other.spans) do
+        if a[1] <= b[2] and b[1] <= a[2] then return true end
+      end
+    end
+    return false
+  end
+
+  function self.enter_queue(ticket, id, wanted, till)
+    local name = format('wait/%016.0f', tonumber(ticket))
+    call('ZADD', PORTS, 0, name)
+    self.put_due(name, till)
+    call('HSET', STATE, name, id .. ' ' .. wanted)
+    self.waiting = true
+  end
+
+  function self.leave(ticket)
+    local name = format('wait/%016.0f', tonumber(ticket))
+    if call('HDEL', STATE, name) == 0 then return end
+    call('ZREM', PORTS, name)
+    call('ZREM', DUE, name)
+    self.changed = true
+  end
+
+  -- Tell those of the first in the queue for whom nobody else is before them. Only a hint: a user who may not
+  -- publish has waiters that find out by themselves.
+  function self.wake()
+    if not (self.waiting and self.changed) then return end
+    local before = {}
+    for i, ticket in ipairs(self.tickets(16)) do
+      local place, first = self.place(ticket), true
+      for _, other in ipairs(before) do
+        if self.share_kind(other, place) and self.overlap(other, place) and (place.explicit or not other.explicit) then
+          first = false
+          break
+        end
+      end
+      if first then redis.pcall('PUBLISH', match(STATE, '^(.*):state$') .. ':wake:' .. ticket, '') end
+      before[i] = place
+    end
   end
 
   function self.drop(id, lease)
@@ -115,6 +271,9 @@ local function rare(clock, min_ttl, next_due)
     call('ZREM', PORTS, 'lease/' .. id)
     call('HDEL', STATE, 'lease/' .. id, 'done/' .. id)
     if call('HGET', STATE, 'name/' .. lease.instance) == id then call('HDEL', STATE, 'name/' .. lease.instance) end
+    for _, ticket in ipairs(self.tickets()) do
+      if self.place(ticket).lease == id then self.leave(ticket) end
+    end
   end
 
   function self.due(limit)
@@ -133,19 +292,20 @@ local function rare(clock, min_ttl, next_due)
         if id then
           local lease = self.lease(call('HGET', STATE, name))
           if not lease then self.damaged(name) end
-          local members = self.held_by(id, budget)
-          self.cool(id, members, lease.nominal)
-          budget = budget - #members
+          local names = self.names(id, self.held_by(id, budget))
+          self.cool(id, names, self.records(names), lease.nominal, 1)
+          budget = budget - #names
           if budget > 0 then
             self.drop(id, lease)
             budget = budget - 1
           end
         else
-          cooled[#cooled + 1] = name
+          local ticket = match(name, '^wait/(%d+)$')
+          if ticket then self.leave(ticket) else cooled[#cooled + 1] = name end
           budget = budget - 1
         end
       end
-      self.free(cooled)
+      self.free(cooled, self.records(cooled))
       self.each('ZREM', DUE, cooled)
       if budget == 0 then return #self.due(1) > 0 end
       due = self.due(budget)
@@ -177,24 +337,27 @@ local function rare(clock, min_ttl, next_due)
     local backlog = self.reclaim()
     local first = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
     self.next_due = tonumber(first[2] or NEVER)
+    self.waiting = #self.tickets(1) > 0
+    if self.waiting then
+      self.next_due = 0
+      self.wake()
+      self.changed = false
+    end
     call('HSET', STATE, 'min_ttl', self.min_ttl, 'next', self.next_due)
     return backlog
   end
 
-  -- Frees those of these ports that the lease holds with this very fence (S2). records: of names, as read.
-  function self.free_held(id, names, fences, records)
-    local mine, members, counted = {}, {}, {}
+  -- Those of these ports that the lease holds with this very fence (S2): their names and records.
+  function self.held(id, names, fences, records)
+    local mine, its_records, counted = {}, {}, {}
     for i, name in ipairs(names) do
       local lease, its_fence = match(records[i] or '', '^h (%d+) (%d+) ')
       if lease == id and its_fence == fences[i] and not counted[name] then
         counted[name] = true
-        mine[#mine + 1] = name
-        members[#members + 1] = id .. '/' .. name
+        mine[#mine + 1], its_records[#mine + 1] = name, records[i]
       end
     end
-    self.each('ZREM', PORTS, members)
-    self.free(mine)
-    return #mine
+    return mine, its_records
   end
 
   -- The record of settled requests without those below the new floor; and with room for `highest`.

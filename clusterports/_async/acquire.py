@@ -1,0 +1,245 @@
+"""One call to acquire: it asks, probes and waits, and gives everything back when not all can be had."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from clusterports._lease import monotonic
+from clusterports.abc import AsyncWatch, Full, Gone, Granted, Port, Queued, Wait
+from clusterports.errors import BackendError, BindError, ClusterPortsError
+from clusterports.probe import check
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clusterports._lease import HeldPort, HostLease
+    from clusterports._wants import Want
+    from clusterports.abc import Stale
+
+    Reply = Granted | Full | Queued | Gone | Stale
+    from clusterports.probe import Verdict
+
+    from .allocator import AsyncPortAllocator
+
+__all__ = ["AsyncTaking"]
+
+logger = logging.getLogger("clusterports")
+
+WINDOW = 3.0
+"""Seconds that the place of one who waits is kept without being asked for."""
+
+PAUSE = 1.0
+"""Seconds between two asks of one who waits, unless it is woken."""
+
+LEAST_PAUSE = 0.005
+
+FOREIGN = 30.0
+"""Seconds for which a port that something else has is marked."""
+
+
+class AsyncTaking:
+    """What a call wants of the spaces: all of it, or nothing.
+
+    A request stays open until the whole call has succeeded. So whatever ends it before, an error, a cancelled task or
+    the death of this process, the ports are given back: at once, with the next heartbeat, or with the lease.
+    """
+
+    def __init__(self, allocator: AsyncPortAllocator, wants: Sequence[Want], wait: float = 0.0) -> None:
+        self._allocator = allocator
+        self._wants = wants
+        self._wait = wait
+        self._until = monotonic() + wait
+        self._opened: list[tuple[HostLease, int]] = []
+
+    async def run(self, lease: HostLease | None = None, reply: Reply | None = None) -> None:
+        """Fill ``given`` of the wants. ``lease``, ``reply``: the only want was asked for there, and refused."""
+        spaces: dict[str, list[Want]] = {}
+        for want in self._wants:
+            spaces.setdefault(want.plan.space, []).append(want)
+        try:
+            for space in sorted(spaces):  # one order for all, so that two callers do not wait for each other
+                lease = lease or await self._allocator._open(space)
+                await self._take(lease, spaces[space], reply)
+                lease = None
+            for lease, _ in self._opened:
+                if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
+                    raise self._allocator._lost_error(lease, [port for want in self._wants for port in want.given])
+        except ClusterPortsError as error:
+            if isinstance(error, BackendError):
+                self._abandon(self._opened)
+            else:
+                await self._undo(self._opened)
+            raise
+        except BaseException:  # no time for a word with the store
+            self._abandon(self._opened)
+            raise
+        for lease, number in self._opened:
+            lease.settle(number)
+
+    async def preview(self) -> None:
+        """Fill ``given`` with what would be given now, and take nothing."""
+        backend = self._allocator._backend
+        for want in self._wants:
+            looked = False
+            while True:
+                reply = await backend.preview(want.plan.space, (want.ask,))
+                if isinstance(reply, Granted):
+                    want.given = [self._allocator._would_be(want.plan, port) for port in reply.ports]
+                    try:
+                        refused = [port for port, verdict in self._probe(want) if self._judge(want, port, verdict)]
+                    finally:
+                        for port in want.given:
+                            self._allocator._discard_socket(port)
+                    if not refused:
+                        break
+                    want.look_elsewhere(port.number for port in refused)
+                elif reply.backlog and not looked:  # as it will be, once somebody has looked
+                    looked = True
+                    while (await backend.reclaim(want.plan.space)).backlog:
+                        pass
+                else:
+                    raise want.refusal(reply, 0.0)
+
+    # ---------------------------------------------------------------- one space
+
+    async def _take(self, lease: HostLease, wants: list[Want], reply: Reply | None) -> None:
+        allocator = self._allocator
+        backend = allocator._backend
+        answer = reply
+        reopened = False
+        ticket = 0
+        watch: AsyncWatch | None = None
+        try:
+            while True:
+                if answer is None:
+                    left = self._until - monotonic()
+                    wait = Wait(round(WINDOW * 1e6) if left > 0 else 0, ticket) if self._wait else None
+                    answer = await allocator._ask(lease, [want.ask for want in wants], wait, self._opened)
+                    if isinstance(answer, Granted):
+                        self._hand_over(lease, wants, answer)
+                        if await self._try_out(lease, wants):
+                            return
+                        if any(want.ask.explicit for want in wants):
+                            await self._sleep(watch, PAUSE)
+                if isinstance(answer, Queued):
+                    ticket = answer.ticket
+                    if watch is None:
+                        watch = await backend.watch(lease.space, ticket)  # and ask again: what happened before it?
+                    elif answer.due_in <= 0:
+                        await backend.reclaim(lease.space)
+                    else:
+                        soon = answer.due_in / 1e6 if answer.first else PAUSE
+                        await self._sleep(watch, min(soon, PAUSE * random.uniform(0.7, 1)))
+                        for want in wants:
+                            want.look_again()
+                elif isinstance(answer, Gone):
+                    allocator._gone(lease, answer)
+                    if reopened or answer.reason == "superseded":
+                        raise allocator._lost_error(lease, list(lease.ports.values()))
+                    reopened = True
+                    lease = await allocator._open(lease.space)
+                elif isinstance(answer, Full):
+                    if not answer.backlog:
+                        raise wants[answer.ask].refusal(answer, self._wait if ticket else 0.0)
+                    while (await backend.reclaim(lease.space)).backlog:
+                        pass
+                # Stale: the answer to an earlier copy of the request was lost on the way. It gave nothing; ask anew.
+                answer = None
+                allocator._check_process()
+        finally:
+            if watch is not None:
+                await watch.close()
+
+    async def _sleep(self, watch: AsyncWatch | None, seconds: float) -> None:
+        left = max(0.0, self._until - monotonic())
+        await (watch or AsyncWatch()).wait(min(left, max(LEAST_PAUSE, seconds)))
+
+    def _hand_over(self, lease: HostLease, wants: list[Want], granted: Granted) -> None:
+        now = time.time()
+        ports = iter(granted.ports)
+        for want in wants:
+            part = islice(ports, want.ask.count)
+            want.given = [self._allocator._allocation(lease, want.plan, port, now) for port in part]
+
+    # ---------------------------------------------------------------- the probe
+
+    def _probe(self, want: Want) -> list[tuple[HeldPort, Verdict]]:
+        """The ports that this machine does not have free."""
+        probe = self._allocator._probe
+        found = []
+        for port in want.given:
+            verdict = check(probe, port.host, port.number, port.protocol)
+            if verdict.state != "free":
+                found.append((port, verdict))
+        return found
+
+    def _judge(self, want: Want, port: HeldPort, verdict: Verdict) -> bool:
+        """Whether to look for another port; the error is raised where that is of no use."""
+        if want.ask.explicit and verdict.state == "busy":
+            if monotonic() < self._until:
+                return True
+            raise want.in_use(port.number)
+        if verdict.fatal or want.ask.explicit:
+            raise BindError(verdict)
+        if verdict.state == "error":
+            want.fault = verdict
+        return True
+
+    async def _try_out(self, lease: HostLease, wants: list[Want]) -> bool:
+        """Probe what was granted. If not all of it is free, it is given back: to be asked for anew, elsewhere."""
+        if self._allocator._probe is False:
+            return True
+        marked = 0
+        clean = True
+        for want in wants:
+            refused = [(port, verdict) for port, verdict in self._probe(want) if self._judge(want, port, verdict)]
+            if not refused:
+                continue
+            clean = False
+            busy = [port for port, verdict in refused if verdict.state == "busy"]
+            if busy and not want.ask.explicit:
+                await self._allocator._backend.mark_foreign(
+                    lease.space,
+                    lease.holder,
+                    [Port(port.number, port.protocol, port.fence) for port in busy],
+                    range=want.ask.range,
+                    duration=round(FOREIGN * 1e6),
+                    most=want.most_marks(),
+                    host=want.ask.host,
+                )
+                marked += len(busy)
+                logger.info("ports that something else has on host %r: %s", busy[0].host, [int(port) for port in busy])
+            if not want.ask.explicit:
+                want.look_elsewhere(port.number for port, _ in refused)
+        if clean:
+            return True
+        if marked == sum(want.ask.count for want in wants):
+            _, number = self._opened.pop()
+            self._allocator._abandon((), self._given(lease))
+            lease.settle(number)
+        else:
+            await self._undo(self._opened[-1:])
+            self._opened.pop()
+        return False
+
+    # ---------------------------------------------------------------- giving back
+
+    def _given(self, lease: HostLease) -> list[HeldPort]:
+        return [port for want in self._wants for port in want.given if port._lease is lease]
+
+    def _abandon(self, opened: Sequence[tuple[HostLease, int]]) -> None:
+        self._allocator._abandon(opened, [port for lease, _ in opened for port in self._given(lease)])
+
+    async def _undo(self, opened: Sequence[tuple[HostLease, int]]) -> None:
+        """Now if the store answers, else with the heartbeat."""
+        self._abandon(opened)
+        leases = list({lease.space: lease for lease, _ in opened if lease.state != "lost"}.values())
+        if leases:
+            try:
+                await self._allocator._renew(leases)
+            except BackendError as error:
+                logger.warning("%s; what was taken is given back with the next heartbeat", error)
