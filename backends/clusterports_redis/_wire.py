@@ -208,10 +208,7 @@ def _granted(reply: list[Any]) -> Granted:
     if len(names) == 1:
         protocol, number = parse_member(names[0])
         return Granted((Port(number, protocol, fence),), int(since))
-    ports = []
-    for offset, name in enumerate(names):
-        protocol, number = parse_member(name)
-        ports.append(Port(number, protocol, fence + offset))
+    ports = [Port(int(name[-5:]), name[:-6], number) for number, name in enumerate(names, fence)]
     return Granted(tuple(ports), int(since))
 
 

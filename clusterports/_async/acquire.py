@@ -6,12 +6,12 @@ import logging
 import random
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clusterports._lease import monotonic
 from clusterports.abc import AsyncWatch, Full, Gone, Granted, Port, Queued, Wait
 from clusterports.errors import BackendError, BindError, ClusterPortsError
-from clusterports.probe import check
+from clusterports.probe import HeldSockets, check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from clusterports.abc import Stale
 
     Reply = Granted | Full | Queued | Gone | Stale
-    from clusterports.probe import Verdict
+    from clusterports.probe import Probe, Verdict
 
-    from .allocator import AsyncPortAllocator
+    from .allocator import AsyncAllocation, AsyncPortAllocator
 
 __all__ = ["AsyncTaking"]
 
@@ -83,17 +83,16 @@ class AsyncTaking:
     async def preview(self) -> None:
         """Fill ``given`` with what would be given now, and take nothing."""
         backend = self._allocator._backend
+        # To look is enough: a socket that is kept may be that of somebody who takes the port meanwhile.
+        by = "auto" if isinstance(self._allocator._probe, HeldSockets) else self._allocator._probe
+        self._until = 0.0
         for want in self._wants:
             looked = False
             while True:
                 reply = await backend.preview(want.plan.space, (want.ask,))
                 if isinstance(reply, Granted):
                     want.given = [self._allocator._would_be(want.plan, port) for port in reply.ports]
-                    try:
-                        refused = [port for port, verdict in self._probe(want) if self._judge(want, port, verdict)]
-                    finally:
-                        for port in want.given:
-                            self._allocator._discard_socket(port)
+                    refused = [port for port, verdict in self._probe(want, by) if self._judge(want, port, verdict)]
                     if not refused:
                         break
                     want.look_elsewhere(port.number for port in refused)
@@ -162,17 +161,18 @@ class AsyncTaking:
         now = time.time()
         ports = iter(granted.ports)
         for want in wants:
-            part = islice(ports, want.ask.count)
-            want.given = [self._allocator._allocation(lease, want.plan, port, now) for port in part]
+            given: list[AsyncAllocation] = []
+            want.given = given
+            self._allocator._add(given, lease, want.plan, islice(ports, want.ask.count), now)
 
     # ---------------------------------------------------------------- the probe
 
-    def _probe(self, want: Want) -> list[tuple[HeldPort, Verdict]]:
+    @staticmethod
+    def _probe(want: Want, by: Probe | Literal["auto", False]) -> list[tuple[HeldPort, Verdict]]:
         """The ports that this machine does not have free."""
-        probe = self._allocator._probe
         found = []
         for port in want.given:
-            verdict = check(probe, port.host, port.number, port.protocol)
+            verdict = check(by, port.host, port.number, port.protocol)
             if verdict.state != "free":
                 found.append((port, verdict))
         return found
@@ -191,12 +191,13 @@ class AsyncTaking:
 
     async def _try_out(self, lease: HostLease, wants: list[Want]) -> bool:
         """Probe what was granted. If not all of it is free, it is given back: to be asked for anew, elsewhere."""
-        if self._allocator._probe is False:
+        by = self._allocator._probe
+        if by is False:
             return True
         marked = 0
         clean = True
         for want in wants:
-            refused = [(port, verdict) for port, verdict in self._probe(want) if self._judge(want, port, verdict)]
+            refused = [(port, verdict) for port, verdict in self._probe(want, by) if self._judge(want, port, verdict)]
             if not refused:
                 continue
             clean = False

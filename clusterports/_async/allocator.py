@@ -275,8 +275,7 @@ class AsyncPortAllocator:
                 reply = await self._backend.acquire(lease.space, lease.holder, request, (plan.ask,))
                 if isinstance(reply, Granted):
                     now = time.time()
-                    for granted in reply.ports:
-                        given.append(self._allocation(lease, plan, granted, now))  # noqa: PERF401
+                    self._add(given, lease, plan, reply.ports, now)
                 lease.settle(number)
             except BaseException as error:
                 if isinstance(error, BackendError) and not error.unknown:
@@ -319,9 +318,12 @@ class AsyncPortAllocator:
         The port must not be used afterwards, whatever is raised: a release that did not reach the store is
         repeated with the heartbeat.
 
+        :raises ConfigurationError: it is another allocator's; nothing was touched.
         :raises LeaseLost: its lease is gone; the port may be another's by now and was not touched.
         :raises BackendError: the store is away; it is repeated with the heartbeat.
         """
+        if allocation._allocator is not self:
+            raise ConfigurationError(f"allocation: must be one of this allocator, got {allocation!r}")
         if allocation._released:
             return
         lease = allocation._lease
@@ -542,6 +544,7 @@ class AsyncPortAllocator:
         if release:
             for port in lease.ports.values():
                 port._released = lease.left
+                self._discard_socket(port)
             await self._end(lease, quarantine=not lease.left)
         elif lease.unreleased:
             await self._backend.release(lease.space, lease.holder, list(lease.unreleased.values()))
@@ -580,6 +583,8 @@ class AsyncPortAllocator:
                 self._callbacks.call(self._on_jeopardy, held)
 
     def _tell_lost(self, lease: HostLease) -> None:
+        for port in list(lease.ports.values()):
+            self._discard_socket(port)
         error = self._lost_error(lease, list(lease.ports.values()))
         logger.error("%s", error)
         if self._on_lost is not None:
@@ -638,12 +643,16 @@ class AsyncPortAllocator:
             return False
         return True
 
-    def _allocation(self, lease: HostLease, plan: Plan, port: Port, acquired: float) -> AsyncAllocation:
-        ask = plan.ask
-        allocation = AsyncAllocation(lease, port, ask.range, ask.owner, ask.labels, acquired, plan.host)
-        allocation._allocator = self
-        lease.ports[port.fence] = allocation
-        return allocation
+    def _add(
+        self, given: list[AsyncAllocation], lease: HostLease, plan: Plan, ports: Iterable[Port], acquired: float
+    ) -> None:
+        """Allocations for what was granted; each is in ``given`` as soon as it is among the lease's."""
+        _, (range, _, _, _, _, owner, labels, *_), host = plan
+        for port in ports:
+            allocation = AsyncAllocation(lease, port, range, owner, labels, acquired, host)
+            allocation._allocator = self
+            given.append(allocation)
+            lease.ports[port.fence] = allocation
 
     def _would_be(self, plan: Plan, port: Port) -> AsyncAllocation:
         """For a dry run: an allocation that is not held."""

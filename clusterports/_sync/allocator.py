@@ -277,8 +277,7 @@ class PortAllocator:
                 reply = self._backend.acquire(lease.space, lease.holder, request, (plan.ask,))
                 if isinstance(reply, Granted):
                     now = time.time()
-                    for granted in reply.ports:
-                        given.append(self._allocation(lease, plan, granted, now))  # noqa: PERF401
+                    self._add(given, lease, plan, reply.ports, now)
                 lease.settle(number)
             except BaseException as error:
                 if isinstance(error, BackendError) and not error.unknown:
@@ -321,9 +320,12 @@ class PortAllocator:
         The port must not be used afterwards, whatever is raised: a release that did not reach the store is
         repeated with the heartbeat.
 
+        :raises ConfigurationError: it is another allocator's; nothing was touched.
         :raises LeaseLost: its lease is gone; the port may be another's by now and was not touched.
         :raises BackendError: the store is away; it is repeated with the heartbeat.
         """
+        if allocation._allocator is not self:
+            raise ConfigurationError(f"allocation: must be one of this allocator, got {allocation!r}")
         if allocation._released:
             return
         lease = allocation._lease
@@ -544,6 +546,7 @@ class PortAllocator:
         if release:
             for port in lease.ports.values():
                 port._released = lease.left
+                self._discard_socket(port)
             self._end(lease, quarantine=not lease.left)
         elif lease.unreleased:
             self._backend.release(lease.space, lease.holder, list(lease.unreleased.values()))
@@ -582,6 +585,8 @@ class PortAllocator:
                 self._callbacks.call(self._on_jeopardy, held)
 
     def _tell_lost(self, lease: HostLease) -> None:
+        for port in list(lease.ports.values()):
+            self._discard_socket(port)
         error = self._lost_error(lease, list(lease.ports.values()))
         logger.error("%s", error)
         if self._on_lost is not None:
@@ -640,12 +645,16 @@ class PortAllocator:
             return False
         return True
 
-    def _allocation(self, lease: HostLease, plan: Plan, port: Port, acquired: float) -> Allocation:
-        ask = plan.ask
-        allocation = Allocation(lease, port, ask.range, ask.owner, ask.labels, acquired, plan.host)
-        allocation._allocator = self
-        lease.ports[port.fence] = allocation
-        return allocation
+    def _add(
+        self, given: list[Allocation], lease: HostLease, plan: Plan, ports: Iterable[Port], acquired: float
+    ) -> None:
+        """Allocations for what was granted; each is in ``given`` as soon as it is among the lease's."""
+        _, (range, _, _, _, _, owner, labels, *_), host = plan
+        for port in ports:
+            allocation = Allocation(lease, port, range, owner, labels, acquired, host)
+            allocation._allocator = self
+            given.append(allocation)
+            lease.ports[port.fence] = allocation
 
     def _would_be(self, plan: Plan, port: Port) -> Allocation:
         """For a dry run: an allocation that is not held."""

@@ -206,10 +206,13 @@ async def test_what_is_kept(kit: Kit) -> None:
         "lease": port.lease,
         "fence": port.fence,
         "free_in_s": None,
+        "host": HOST,
+        "outside": False,
     }
-    assert [("backup", [{"host": HOST, "held": 1, "cooling": 0, "foreign": 0, "free": 1}])] == [
-        (one["name"], one["hosts"]) for one in status["ranges"]
-    ]
+    (range,) = status["ranges"]
+    (counts,) = range["hosts"]
+    expected = {"host": HOST, "held": 1, "cooling": 0, "foreign": 0, "free": 1}
+    assert ("backup", expected) == (range["name"], {key: counts[key] for key in expected})
 
 
 async def test_status_changes_nothing(kit: Kit) -> None:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from clusterports._space import GRAIN, MAX_GAP, Space
+from clusterports._space import _OVER, GRAIN, MAX_GAP, Space, member, parse_member
 from clusterports.abc import (
     Ask,
     Closed,
@@ -28,19 +28,23 @@ from clusterports.abc import (
     Granted,
     Held,
     Holder,
+    Marked,
     Occupied,
     Opened,
     Port,
+    Queued,
     Reclaimed,
     Released,
     Renewal,
     Renewed,
     Request,
     Stale,
+    Wait,
 )
 from clusterports.errors import BackendError
 from clusterports_memory import MemoryBackend
 from clusterports_memory import Store as MemorySpaces
+from clusterports_redis._wire import owner_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +56,8 @@ STEPS: Final = 1000 if CI else 500
 SEEDS: Final = range(3 if CI else 2)
 SPACES: Final = ("host:a", "host:b%7D")
 INSTANCES: Final = ("one", "}x{ \n\x1b[0m", "drei\u4e2d")
+RANGES: Final = ("backup", "backup", "display", "", "a.b-c_d")
+OWNERS: Final = ("", "vm-1", "a;b c\x00\n")
 SECOND: Final = 1_000_000
 DAY: Final = 86_400 * SECOND
 TTLS: Final = (3 * SECOND, 30 * SECOND, 31 * SECOND)
@@ -60,6 +66,7 @@ TIMES: Final = (
     *(TTLS[1] // 3, TTLS[1] // 3 + 1, TTLS[0] - 1, TTLS[0], TTLS[1], TTLS[2] + 15 * SECOND),
     *(100 * SECOND, MAX_GAP, MAX_GAP + SECOND, DAY, -1, -DAY),
 )
+WINDOWS: Final = (0, GRAIN, SECOND, 5 * SECOND, 5 * SECOND, 100 * SECOND)
 
 Step = tuple[Any, ...]
 
@@ -80,35 +87,134 @@ def generate(seed: int, steps: int) -> list[Step]:
     def some(most: int) -> tuple[int, ...]:
         return tuple(number() for _ in range(rng.randrange(most + 1)))
 
+    def spans_of(kind: str) -> tuple[tuple[int, int], ...]:
+        first = rng.randrange(1, 12)
+        match kind:
+            case "several":
+                return ((first, first + rng.choice((0, 3))), (rng.randrange(1, 20), 20), (65534, 65535))
+            case "circle":  # two spans and a band
+                a, b, c, d = sorted(rng.sample(range(1, 24), 4))
+                return ((a, b), (c, d), (rng.randrange(1, 12), 12))
+            case "wide":
+                return ((1000, 1199),)
+            case "area":
+                low = 3000 + rng.randrange(40)
+                return ((low, low + rng.choice((20, 60, 150))), (3010, 3099))[: rng.choice((1, 1, 2))]
+        return ((first, first + rng.choice((0, 0, 3, 8))),)
+
+    def an_ask() -> Ask:
+        """Half of them are as plain as most are in practice."""
+        kind = rng.choices(("few", "several", "circle", "wide", "area"), (70, 13, 6, 5, 6))[0]
+        count = rng.choice((65, 130, 190)) if kind == "wide" else rng.choice((1, 1, 1, 2, 5))
+        made = Ask(
+            rng.choice(RANGES),
+            spans_of(kind),
+            count,
+            rng.choice(("tcp", "tcp", "tcp", "udp", "both")),
+            rng.choice((0, 0, GRAIN, 15 * SECOND, 40 * SECOND)),
+            rng.choice(OWNERS),
+            rng.choice(({}, {"k": "v"}, {";1 ": "}é"})),
+        )
+        if rng.random() < 0.5:
+            return made
+        made = made._replace(
+            cooldown=rng.choice((0, 0, GRAIN, SECOND, 40 * SECOND)),
+            limit=rng.choice((0, 0, 1, 2, 5, 6)),
+            host=rng.choice(("", "", "kvm-07", "}x{\n")),
+            rotate={"circle": 2, "few": 1}.get(kind, 0) if rng.random() < 0.5 else 0,
+        )
+        if rng.random() < 0.3:
+            number = made.spans[0][0]
+            return made._replace(spans=((number, number),), count=1, rotate=0, explicit=True)
+        if kind == "area" or rng.random() < 0.2:
+            return block(made)
+        return made
+
+    def block(asked: Ask) -> Ask:
+        return asked._replace(
+            count=rng.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 20)), align=rng.choice((1, 1, 2, 3, 4, 8))
+        )
+
     def asks() -> tuple[Ask, ...]:
-        made = []
-        for _ in range(rng.choice((1, 1, 1, 1, 2, 3))):
-            first = rng.randrange(1, 12)
-            spans: tuple[tuple[int, int], ...] = ((first, first + rng.choice((0, 0, 3, 8))),)
-            count = rng.choice((1, 1, 1, 2, 5))
-            kind = rng.random()
-            if kind < 0.07:
-                spans, count = ((1000, 1199),), rng.choice((65, 130, 190))
-            elif kind < 0.2:
-                spans = (*spans, (rng.randrange(1, 20), 20), (65534, 65535))
-            made.append(
-                Ask(
-                    rng.choice(("backup", "display")),
-                    spans,
-                    count,
-                    "udp" if rng.random() < 0.3 else "tcp",
-                    rng.choice((0, 0, GRAIN, 15 * SECOND, 40 * SECOND)),
-                    rng.choice(("", "vm-1", "a;b c\x00\n")),
-                    rng.choice(({}, {"k": "v"}, {";1 ": "}é"})),
-                )
-            )
-        return tuple(made)
+        return tuple(an_ask() for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 3))))
 
     def open_lease() -> list[Step]:
         return [("open", number(), number(), rng.randrange(3), rng.choice("001"), rng.choice("nnps"))]
 
-    def acquire(asked: tuple[Ask, ...]) -> list[Step]:
-        return [("acquire", number(), rng.choice("nnnnnnrrf"), number(), rng.choice("aaat"), asked)]
+    def place() -> tuple[int, str, int]:
+        """Window, whose ticket, which."""
+        return rng.choice(WINDOWS), rng.choice("nnooooxfw"), number()
+
+    def acquire(asked: tuple[Ask, ...], wait: tuple[int, str, int] | None = None) -> list[Step]:
+        return [("acquire", number(), rng.choice("nnnnnnrrf"), number(), rng.choice("aaat"), asked, wait)]
+
+    def one_acquire() -> list[Step]:
+        asked = asks()
+        return acquire(asked, place() if len(asked) == 1 and rng.random() < 0.2 else None)
+
+    def release() -> list[Step]:
+        return [("release", number(), rng.choice("mmmmx"), some(4), rng.choice((0, 0, 0, 0, 1, -1)))]
+
+    def mark() -> list[Step]:
+        how = (rng.choice(RANGES), rng.choice((GRAIN, SECOND, 30 * SECOND)), rng.choice((0, 1, 2, 50)))
+        host = rng.choice(("", "", "kvm-08"))
+        return [("mark", number(), rng.choice("mmmx"), some(3), rng.choice((0, 0, 0, 1, -1)), *how, host)]
+
+    def fragments() -> list[Step]:
+        """Scattered ports, and blocks between them."""
+        scattered = sorted(rng.sample(range(3000, 3200), rng.randrange(5, 40)))
+        protocol = rng.choice(("tcp", "udp", "both"))
+        taken = Ask("backup", tuple((n, n) for n in scattered), len(scattered) * 4 // 5, protocol)  # type: ignore[arg-type]
+        few = [block(Ask("backup", spans_of("area"), protocol=rng.choice(("tcp", "udp", "both")))) for _ in range(3)]
+        return [*acquire((taken,)), ("preview", number(), (few[0],)), *acquire((few[1],)), *acquire(tuple(few[1:]))]
+
+    def contested() -> list[Step]:
+        """One number that is held, cools or is foreign, and those who want this very one."""
+        asked = an_ask()
+        first = asked.spans[0][0]
+        asked = asked._replace(spans=((first, first),), count=1, align=0, rotate=0)
+        wanted = asked._replace(protocol=rng.choice(("tcp", "udp", "both")), explicit=True)
+        before: Step = ("acquire", 1, "n", 0, "a", (asked._replace(cooldown=rng.choice((0, 40 * SECOND))),), None)
+        marked: Step = ("mark", 1, "m", (0,), 0, asked.range, 30 * SECOND, 50, "")
+        waits = acquire((asked._replace(spans=((first, first + 3),), count=4, limit=0),), (5 * SECOND, "n", 0))
+        ended: list[Step] = rng.choice(
+            (
+                [],
+                [("release", 1, "m", (0,), 0)],
+                [marked],
+                [marked, ("close", 1, False, 2), *open_lease()],
+                [marked, *waits],
+                waits,
+            )
+        )
+        wants = [*acquire((wanted,), place() if rng.random() < 0.3 else None), ("time", rng.choice((0, GRAIN)))]
+        return [before, *ended, ("preview", 1, (wanted,)), *wants, *acquire((an_ask(), wanted))]
+
+    def line() -> list[Step]:
+        """Some wait for the same few ports, these are given back, and they come again, with others between them."""
+        first = rng.randrange(1, 24)
+        all_three = an_ask()._replace(spans=((first, first + 2),), count=3, align=0, rotate=0, explicit=False, limit=0)
+        made: list[Step] = [("acquire", 1, "n", 0, "a", (all_three,), None)]
+        asked = all_three
+        for _ in range(rng.choice((1, 2, 3))):
+            asked = all_three._replace(
+                count=rng.choice((1, 2, 3)), protocol=rng.choice(("tcp", "udp", "both")), limit=rng.choice((0, 0, 0, 3))
+            )
+            if rng.random() < 0.3:
+                asked = asked._replace(spans=((first, first),), count=1, explicit=True)
+            made += acquire((asked,), (rng.choice((5 * SECOND, 100 * SECOND)), "n", 0))
+        ends: list[Step] = [
+            ("release", 1, "m", (0, 1, 2), 0),
+            ("mark", 1, "m", (0, 1, 2), 0, "backup", SECOND, 1, ""),
+            ("close", 1, False, 2),
+            ("time", TTLS[1] + SECOND),
+        ]
+        made += [("time", rng.choice((0, GRAIN, SECOND))), rng.choice(ends)]
+        for _ in range(4):
+            made += acquire((asked,), (rng.choice(WINDOWS), "o", number()))
+        newcomer = acquire((all_three._replace(count=1),))
+        at = rng.randrange(len(made))
+        return [*made[:at], *newcomer, ("preview", 1, (asked, all_three)), *made[at:]]
 
     def renewal() -> tuple[int, str, tuple[int, ...]]:
         return number(), rng.choice("aaat"), some(2)
@@ -130,7 +236,7 @@ def generate(seed: int, steps: int) -> list[Step]:
         ]
         end: list[Step] = [
             ("time", 10 * SECOND + rng.choice((0, GRAIN))),
-            *acquire((many._replace(count=401),)),
+            *acquire((many._replace(count=401),), rng.choice((None, (5 * SECOND, "n", 0)))),
             ("renew", late),
         ]
         then: list[Step] = rng.choice(([dying, ("reclaim", 1, 3)], [("time", 20 * SECOND), ("reclaim", 1, 1)]))
@@ -138,8 +244,13 @@ def generate(seed: int, steps: int) -> list[Step]:
 
     makers: list[tuple[int, Callable[[], list[Step]]]] = [
         (10, open_lease),
-        (30, lambda: acquire(asks())),
-        (16, lambda: [("release", number(), rng.choice("mmmmx"), some(4), rng.choice((0, 0, 0, 0, 1, -1)))]),
+        (30, one_acquire),
+        (4, line),
+        (2, fragments),
+        (3, contested),
+        (16, release),
+        (6, mark),
+        (4, lambda: [("preview", number(), asks())]),
         (16, lambda: [("renew", tuple(renewal() for _ in range(rng.choice((0, 1, 1, 1, 2)))))]),
         (5, lambda: [("close", number(), rng.random() < 0.4, rng.choice((1, 1, 2, 9)))]),
         (6, lambda: [("reclaim", number(), rng.choice((1, 1, 3, 12)))]),
@@ -177,6 +288,7 @@ class Player:
         self.holders: list[tuple[str, Holder]] = []
         self.numbers: dict[Holder, int] = {}
         self.ports: list[tuple[int, Port]] = []
+        self.tickets: list[tuple[int, int, tuple[Ask, ...]]] = []
         self.incarnations: list[int] = [1]
         self.seen: set[str] = set()
         self.log: list[str] = []
@@ -200,21 +312,30 @@ class Player:
             return
         for method, args, kwargs in getattr(self, step[0])(*step[1:]):
             self.log.append(f"{method}{args}{kwargs or ''} at {self.clock.now}")
+            marked = self.marked(args[0]) if method == "acquire" else set()
             expected = getattr(self.model, method)(*args, **kwargs)
             self.log.append(f"    -> {expected}")
-            self.learn(method, args, expected)
+            self.learn(method, args, expected, marked)
             if subject is not None:
                 actual = getattr(subject, method)(*args, **kwargs)
                 assert repr(expected) == repr(actual), f"reply: {actual}"
+        for space in self.modelled.spaces.values():
+            self.seen |= {f"port {port.state}" for port in space._ports.values()}
         if subject is not None:
             shown, expected = subject.read(SPACES), self.model.read(SPACES)
             assert repr(expected) == repr(shown), f"read: {expected} != {shown}"
             self.check_keys()
 
-    def learn(self, method: str, args: tuple[Any, ...], reply: Any) -> None:
+    def marked(self, space: str) -> set[str]:
+        ports = self.modelled.space(space)._ports
+        return {name for name, port in ports.items() if port.state == "foreign"}
+
+    def learn(self, method: str, args: tuple[Any, ...], reply: Any, marked: set[str]) -> None:
         for one in reply if method == "renew" else [reply]:
             if not isinstance(one, list):
-                self.seen.add(_kind(one))
+                self.seen.add(_kind(one) if method != "preview" else f"preview {_kind(one)}")
+        if method == "preview":
+            return
         if isinstance(reply, Opened):
             holder = (args[0], Holder(args[1], reply.lease, reply.incarnation))
             if holder not in self.holders:
@@ -223,6 +344,23 @@ class Player:
         elif isinstance(reply, Granted):
             index = self.holders.index((args[0], args[1]))
             self.ports += [(index, port) for port in reply.ports[:3]]
+            self.seen |= {f"Granted {port.protocol}" for port in reply.ports}
+            self.seen |= {
+                name for ask in args[3] for name in ("align", "rotate", "limit", "explicit") if getattr(ask, name)
+            }
+            if any(member(kind, port.number) in marked for port in reply.ports for kind in _OVER[port.protocol]):
+                self.seen.add("Granted over a mark")
+            if args[4] is not None and args[4].ticket:
+                self.seen.add("Granted with ticket")
+        elif isinstance(reply, Queued):
+            self.tickets.append((self.holders.index((args[0], args[1])), reply.ticket, args[3]))
+        elif isinstance(reply, Released):
+            ports = self.modelled.space(args[0])._ports
+            if any(
+                member(p.protocol, p.number) in ports and ports[member(p.protocol, p.number)].fence == p.fence
+                for p in args[2]
+            ):
+                self.seen.add("Released to cool")
 
     def pick(self, number: int) -> int | None:
         """A holder: mostly one with a lease, at times any of before."""
@@ -244,23 +382,66 @@ class Player:
         duration = TTLS[instance % 3 if ttl == "1" else 1]
         yield "open", (name, who), {"token": f"{token:02x}", "ttl": duration, "supersede": incarnation}
 
-    def acquire(self, holder: int, which: str, older: int, floor: str, asks: tuple[Ask, ...]) -> Any:
+    def acquire(
+        self,
+        holder: int,
+        which: str,
+        older: int,
+        floor: str,
+        asks: tuple[Ask, ...],
+        place: tuple[int, str, int] | None = None,
+    ) -> Any:
         if (index := self.pick(holder)) is None:
             return
+        wait = None
+        if place is not None:
+            window, whose, ticket = place
+            index, asks, ticket = self.ticket(index, asks, whose, ticket)
+            wait = Wait(window, ticket)
         space, proof = self.holders[index]
         last = self.numbers.get(proof, 0)
         number = {"n": last + 1, "r": max(1, last - older % 4), "f": last + 3}[which]
         self.numbers[proof] = max(last, number)
         lowest = max(1, number - older % 4) if floor == "a" else number
-        yield "acquire", (space, proof, Request(number, lowest), asks), {}
+        yield "acquire", (space, proof, Request(number, lowest), asks, wait), {}
+
+    def ticket(self, index: int, asks: tuple[Ask, ...], whose: str, number: int) -> tuple[int, tuple[Ask, ...], int]:
+        """Who comes with which ticket for what: mostly the one that has it, for the same as before."""
+        if whose == "n" or not self.tickets:
+            return index, asks, 0
+        if whose == "f":
+            return index, asks, self.modelled.space(self.holders[index][0])._fence + 1 + number % 3
+        owner, ticket, wanted = self.tickets[-1 - number % min(len(self.tickets), 6)]
+        if whose == "w":
+            return owner, wanted, ticket - 1 - number % 2
+        return (owner, wanted if number % 8 else asks, ticket) if whose == "o" else (index, asks, ticket)
 
     def release(self, holder: int, whose: str, which: tuple[int, ...], delta: int) -> Any:
-        if (index := self.pick(holder)) is None:
-            return
+        if (index := self.pick(holder)) is not None:
+            yield "release", (*self.holders[index], self.some_ports(index, whose, which, delta)), {}
+
+    def some_ports(self, index: int, whose: str, which: tuple[int, ...], delta: int) -> list[Port]:
         mine = [port for owner, port in self.ports if owner == index or whose == "x"] or [Port(1, "tcp", 1)]
         ports = [mine[-1 - number % min(len(mine), 8)] for number in which]
-        space, proof = self.holders[index]
-        yield "release", (space, proof, [port._replace(fence=port.fence + delta) for port in ports]), {}
+        return [port._replace(fence=port.fence + delta) for port in ports]
+
+    def mark(
+        self,
+        holder: int,
+        whose: str,
+        which: tuple[int, ...],
+        delta: int,
+        range: str,
+        duration: int,
+        most: int,
+        host: str,
+    ) -> Any:
+        if (index := self.pick(holder)) is not None:
+            how = {"range": range, "duration": duration, "most": most, "host": host}
+            yield "mark_foreign", (*self.holders[index], self.some_ports(index, whose, which, delta)), how
+
+    def preview(self, space: int, asks: tuple[Ask, ...]) -> Any:
+        yield "preview", (SPACES[space % 4 == 0], asks), {}
 
     def renew(self, parts: tuple[tuple[int, str, tuple[int, ...]], ...]) -> Any:
         renewals = []
@@ -284,39 +465,44 @@ class Player:
 
     def held(self, holder: int, after: int) -> Any:
         if (index := self.pick(holder)) is not None:
-            port = Port(after % 20, "udp" if after % 3 else "tcp", 0) if after % 2 else None
+            port = Port(after % 20, ("tcp", "udp", "both")[after % 3], 0) if after % 2 else None
             yield "held", (*self.holders[index], port), {}
 
     def spaces(self, instance: int) -> Any:
         yield "spaces", ((*INSTANCES, None)[instance % 4],), {}
 
     def check_keys(self) -> None:
-        """The raw keys of each space hold what the model holds, and nothing else."""
+        """The raw keys of each space hold what the model holds, and nothing else but a constant."""
         assert self.store is not None
         client = self.store.client
         expected_keys = {servers.NOW}
+        masks = set()
         for name, model in self.modelled.spaces.items():
-            state, due, ports, tcp, udp = (
-                f"clusterports:1:{{{name}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp")
+            state, due, ports, tcp, udp, mask = (
+                f"clusterports:1:{{{name}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp", "mask")
             )
             expected_keys |= {"clusterports:1:spaces", state, tcp, udp}
-            expected_keys |= ({due} if model._due else set()) | ({ports} if model._leases else set())
+            expected_keys |= ({due} if model._due else set()) | ({ports} if model._leases or model._queue else set())
+            masks.add(mask)
             pipe = client.pipeline(transaction=False)
             pipe.hgetall(state)
             pipe.zrange(due, 0, -1, withscores=True)
             pipe.zrange(ports, 0, -1)
+            pipe.get(mask)
             pipe.get(tcp)
             pipe.get(udp)
-            fields, its_due, members, *bits = pipe.execute()
+            fields, its_due, members, masking, *bits = pipe.execute()
             assert model._due == {item.decode(): int(at) for item, at in its_due}, "due"
             held = {f"{port.lease.id}/{name}" for name, port in model._ports.items() if port.until is None}
             leases = {f"lease/{id}" for id in model._leases}
-            assert held | leases == {item.decode() for item in members}, "ports"
+            places = {f"wait/{ticket:016d}" for ticket in model._queue}
+            assert held | leases | places == {item.decode() for item in members}, "ports"
+            assert masking in (None, b"\x0f" * 8192), "mask"
             for protocol, bitmap in zip(("tcp", "udp"), bits, strict=True):
                 assert _bitmap(model, protocol) == bitmap, protocol
             self.check_state({field.decode(): value.decode() for field, value in fields.items()}, model, leases)
         keys = {key.decode() for key in client.scan_iter()}
-        assert expected_keys == keys, "keys"
+        assert expected_keys == keys - masks, "keys"
         pipe = client.pipeline(transaction=False)
         for key in sorted(keys):
             pipe.ttl(key)
@@ -326,26 +512,38 @@ class Player:
         own = {name: int(fields.pop(name)) for name in ("schema", "clock", "seen", "fence", "min_ttl", "next")}
         expected = {"schema": 1, "clock": model._clock, "seen": model._seen, "fence": model._fence}
         assert expected == {name: own[name] for name in expected}, "state"
-        assert own["next"] <= min(model._due.values(), default=own["next"]), "next: too late"
+        first = 0 if model._queue else min(model._due.values(), default=own["next"])
+        assert own["next"] <= first, "next: too late"
         live = [lease.ttl for lease in model._leases.values() if lease.expires > model._clock]
         assert not live or 0 < own["min_ttl"] <= min(live), "min_ttl"
-        names = {f"name/{json.dumps(instance)}": str(id) for instance, id in model._names.items()}
-        assert names == {name: value for name, value in fields.items() if name.startswith("name/")}, "names"
         done = {f"done/{id}": [lease.floor, *sorted(lease.done)] for id, lease in model._leases.items()}
         actual = {name: _done(value) for name, value in fields.items() if name.startswith("done/")}
         assert done == actual, "done"
-        assert {*names, *done, *leases, *model._ports} == set(fields), "fields"
+        ports = {name: _record(model, name) for name in model._ports}
+        recorded = {name: _parsed(value) for name, value in fields.items() if name[:4] in ("tcp/", "udp/", "both")}
+        assert ports == recorded, f"ports: {ports} != {recorded}"
+        plain = {f"name/{json.dumps(instance)}": str(id) for instance, id in model._names.items()}
+        plain |= {f"last/{range}": str(number) for range, number in model._last.items()}
+        plain |= {f"owned/{owner_tag(*key)}": str(count) for key, count in model._owned.items()}
+        plain |= {f"foreign/{range}": str(count) for range, count in model._foreign.items()}
+        plain |= {f"wait/{ticket:016d}": _place(lease.id, ask) for ticket, (lease, ask) in model._queue.items()}
+        rest = {name: value for name, value in fields.items() if name not in {*done, *leases, *ports}}
+        assert plain == rest, f"fields: {plain} != {rest}"
+        assert leases <= set(fields), "leases"
 
 
 def _kind(reply: Any) -> str:
     match reply:
-        case Full(_, holder, backlog):
-            return f"Full {holder and holder.state} {'backlog' if backlog else ''}".rstrip()
+        case Full(_, holder, backlog, why):
+            words = holder and holder.state, why != "taken" and why, backlog and "backlog"
+            return f"Full {' '.join(str(word) for word in words if word is not False)}"
+        case Queued(_, first, due_in):
+            return f"Queued {'first' if first else 'behind'} {'now' if due_in <= 0 else ''}".rstrip()
         case Gone(reason):
             return f"Gone {reason}"
         case Renewed(flag) | Reclaimed(flag) | Closed(flag):
             return f"{type(reply).__name__} {flag}"
-        case Released(count) | Opened(_, _, count):
+        case Released(count) | Marked(count) | Opened(_, _, count):
             return f"{type(reply).__name__} {'some' if count else 'none'}"
         case Granted() | Stale() | Occupied() | Held():
             return type(reply).__name__
@@ -355,10 +553,38 @@ def _kind(reply: Any) -> str:
 def _bitmap(model: Space, protocol: str) -> bytes:
     bits = bytearray(8192)
     for name in model._ports:
-        if name.startswith(protocol):
-            number = int(name[4:])
+        kind, number = parse_member(name)
+        if kind in (protocol, "both"):
             bits[number >> 3] |= 0x80 >> (number & 7)
     return bytes(bits)
+
+
+def _record(model: Space, name: str) -> tuple[Any, ...]:
+    """A port as its record has it: state, lease, fence, since, what comes after, and the note."""
+    port = model._ports[name]
+    ask = port.ask
+    note = {"i": port.lease.instance, "l": port.labels, "o": ask.owner, "r": ask.range}
+    if ask.host:
+        note["h"] = ask.host
+    if port.state == "cooling":
+        end = str(port.until)
+    elif port.state == "foreign":
+        end = f"{port.until},{ask.range}"
+    elif ask.cooldown or ask.limit:
+        end = f"{ask.quarantine},{ask.cooldown},{owner_tag(ask.range, ask.owner) if ask.limit else '-'}"
+    else:
+        end = str(ask.quarantine)
+    return port.state[0], port.lease.id, port.fence, port.since, end, note
+
+
+def _parsed(record: str) -> tuple[Any, ...]:
+    state, lease, fence, since, end, note = record.split(" ", 5)
+    return state, int(lease), int(fence), int(since), end, json.loads(note)
+
+
+def _place(lease: int, ask: Ask) -> str:
+    numbers = (number for span in ask.spans for number in span)
+    return " ".join(map(str, (lease, int(ask.explicit), ask.protocol, *numbers)))
 
 
 def _done(record: str) -> list[int]:
@@ -438,12 +664,25 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
 def test_histories_reach_everything() -> None:
     """Every kind of reply occurs in the histories, so none goes uncompared."""
     seen: set[str] = set()
-    for seed in range(4):
+    for seed in range(8):
         player = Player(None)
-        player.play(generate(seed, 700))
+        player.play(generate(seed, 1000))
         seen |= player.seen
+    refusals = ("None", "held", "cooling", "None backlog", "None limit", "held limit", "None queue", "held queue")
     assert {
         *("Opened none", "Opened some", "Occupied", "Granted", "Stale", "Held", "Gone expired", "Gone superseded"),
-        *("Full None", "Full held", "Full cooling", "Full None backlog", "Released none", "Released some"),
+        *(
+            "Granted tcp",
+            "Granted udp",
+            "Granted both",
+            "Granted over a mark",
+            "Granted with ticket",
+            "preview Granted",
+        ),
+        *("align", "rotate", "limit", "explicit", "port held", "port cooling", "port foreign"),
+        *(f"Full {refusal}" for refusal in (*refusals, "foreign queue")),
+        *(f"preview Full {refusal}" for refusal in refusals),
+        *("Queued first", "Queued behind", "Queued first now"),
+        *("Released none", "Released some", "Released to cool", "Marked none", "Marked some"),
         *("Renewed False", "Renewed True", "Reclaimed False", "Reclaimed True", "Closed False", "Closed True"),
     } <= seen

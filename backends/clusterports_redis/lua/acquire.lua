@@ -87,14 +87,18 @@ local names = picked.names
 fence = first + #names - 1
 local entry = since .. ' ' .. first_text .. ' ' .. table.concat(names, ' ')
 local members, fields = {}, {}
+local high, low = math.floor(first / 1000000), first % 1000000  -- %.0f takes long, and %d may have 32 bits only
 local before, after, ask = 'h ' .. id .. ' ', '', nil
 for i, name in ipairs(names) do
   if picked.asked[i] ~= ask then
     ask = picked.asked[i]
     after = ' ' .. since .. ' ' .. ask.hold .. ' ' .. ask.note
   end
-  members[2 * i - 1], members[2 * i] = 0, id .. '/' .. name
-  fields[2 * i - 1], fields[2 * i] = name, before .. format('%.0f', first + i - 1) .. after
+  local part = low + i - 1
+  local fence_text = part < 1000000 and high > 0 and high < 2147483647 and format('%d%06d', high, part)
+                     or format('%.0f', first + i - 1)
+  members[2 * i - 1], members[2 * i] = '0', id .. '/' .. name
+  fields[2 * i - 1], fields[2 * i] = name, before .. fence_text .. after
 end
 for name, value in pairs(picked.counters) do
   fields[#fields + 1] = name

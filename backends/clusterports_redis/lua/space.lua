@@ -96,12 +96,16 @@ local function rare(clock, min_ttl, next_due)
     return names
   end
 
-  -- One call for many bits of a bitmap.
+  -- One call for many bits of a bitmap, one part of it for neighbours, and words, not numbers, where it can be:
+  -- redis.call takes long to write a number. value: 1 or 0.
   function self.set_bits(kind, numbers, value)
-    local words, at = {}, 0
-    for _, number in ipairs(numbers) do
-      words[at + 1], words[at + 2], words[at + 3], words[at + 4] = 'SET', 'u1', number, value
-      at = at + 4
+    local words, at, i = {}, 0, 1
+    while i <= #numbers do
+      local size = 1
+      while size < 32 and numbers[i + size] == numbers[i] + size do size = size + 1 end
+      words[at + 1], words[at + 2], words[at + 3] = 'SET', 'u' .. size, numbers[i]
+      words[at + 4] = value == 0 and '0' or size == 1 and '1' or 2 ^ size - 1
+      at, i = at + 4, i + size
     end
     self.each('BITFIELD', bits[kind], words)
   end
@@ -109,8 +113,8 @@ local function rare(clock, min_ttl, next_due)
   function self.clear_bits(names)
     local numbers = {tcp = {}, udp = {}}
     for _, name in ipairs(names) do
-      local protocol, number = match(name, '^(%l+)/0*(%d+)$')
-      for _, kind in ipairs(self.KINDS[protocol]) do numbers[kind][#numbers[kind] + 1] = number end
+      local protocol, number = match(name, '^(%l+)/(%d+)$')
+      for _, kind in ipairs(self.KINDS[protocol]) do numbers[kind][#numbers[kind] + 1] = tonumber(number) end
     end
     self.set_bits('tcp', numbers.tcp, 0)
     self.set_bits('udp', numbers.udp, 0)
