@@ -79,6 +79,7 @@ class HostLease:
         self._last = 0
         self._open: set[int] = set()
         self._abandoned: set[int] = set()
+        self._left: set[int] = set()
 
     # ---------------------------------------------------------------- requests
 
@@ -102,18 +103,24 @@ class HostLease:
             self._open.discard(number)
             self._abandoned.add(number)
 
+    def leave(self, ticket: int) -> None:
+        """Nobody waits any more at this place in the queue."""
+        with self._lock:
+            self._left.add(ticket)
+
     def renewal(self) -> Renewal:
         with self._lock:
             abandoned = sorted(self._abandoned)
             told, untold = abandoned[:ABANDONED_AT_ONCE], abandoned[ABANDONED_AT_ONCE:]
             floor = min([*self._open, *untold[:1]], default=self._last + 1)
-            return Renewal(self.space, self.holder, floor, tuple(told))
+            return Renewal(self.space, self.holder, floor, tuple(told), tuple(sorted(self._left)[:ABANDONED_AT_ONCE]))
 
     # ---------------------------------------------------------------- time
 
     def renewed(self, renewal: Renewal, sent_at: float) -> None:
         with self._lock:
             self._abandoned.difference_update(renewal.abandoned)
+            self._left.difference_update(renewal.left)
             if self.state != "lost" and not (self.strict and monotonic() >= self.until):
                 self.until = max(self.until, sent_at + self.ttl * (1 - MARGIN))
                 if monotonic() < self.until:  # one that was sent too long ago rescues nothing

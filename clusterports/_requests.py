@@ -117,7 +117,7 @@ class Ranges:
         return self.by_name[range].first, self.by_name[range].last
 
     def marks(self, range: str, protocol: Protocol4) -> int:
-        """How many ports of a range may be marked as foreign at a time: half of those that can be had, at least 1.
+        """How many ports of a range may be marked as foreign at a time: half of those that can be had.
 
         The same for every protocol; none for "", under which ports without a range are booked.
 
@@ -126,7 +126,7 @@ class Ranges:
         if range == "":
             return 0
         self.check(range)
-        return max(1, self._books[range].size // 2)
+        return self._books[range].size // 2
 
     def plan(
         self,

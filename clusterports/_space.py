@@ -14,9 +14,9 @@ Reclaim. What is due lies in one order: leases by expiry, cooling ports by the t
 handles at most `STEP` of it. The ports of a lease that ran out cool until its TTL after the last renewal plus
 their quarantine are over, then they are free.
 
-Queue. Whoever finds too little free may keep a place in the queue, in the order of tickets, and asks again.
-Nothing is given to an ask while somebody before it waits for numbers of its spans. So the order holds without
-anything being set aside for a waiter that may have died: a place that nobody asks for in time is given up.
+Queue. Whoever finds too little free may keep a place in the queue, in the order of tickets, and asks again. From
+the spans that somebody before it waits for nothing is given to an ask. So the order holds without anything being
+set aside for a waiter that may have died: a place that nobody asks for in time is given up.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Lease:
         self.token = token
         self.ttl = ttl
         self.floor = 1
-        self.done: dict[int, Granted | None] = {}  # None: answered with Full, or abandoned
+        self.done: dict[int, Granted | int | None] = {}  # a ticket: queued; None: answered with Full, or abandoned
 
     def settle(self, floor: int) -> None:
         if floor > self.floor:
@@ -189,7 +189,12 @@ class Space:
             return lease
         number = request.number
         if number in lease.done:
-            return lease.done[number] or Stale(number)
+            known = lease.done[number]
+            if isinstance(known, Granted):
+                return known
+            if known is not None and known in self._queue and wait is not None:
+                return self._queued(known, first=False)
+            return Stale(number)
         if number < lease.floor:
             return Stale(number)
         ticket = 0 if wait is None else self._ticket(lease, wait)
@@ -204,7 +209,8 @@ class Space:
             ticket = ticket or self._next_fence(now)
             self._queue[ticket] = lease, asks[0]
             self._put_due(f"wait/{ticket:016d}", self._clock + wait.window)
-            return Queued(ticket, picked.why != "queue", self._first_due() - self._clock)
+            lease.done[number] = ticket
+            return self._queued(ticket, first=picked.why != "queue")
 
         fence = self._next_fence(now, len(picked))
         ports = []
@@ -219,7 +225,10 @@ class Space:
                 self._owned[key] = self._owned.get(key, 0) + 1
             if ask.rotate:
                 self._last[ask.range] = port
-        if ticket:
+        if ticket and wait is not None and wait.keep:
+            self._queue[ticket] = lease, asks[0]
+            self._put_due(f"wait/{ticket:016d}", self._clock + wait.window)
+        else:
             self._leave(ticket)
         lease.settle(request.floor)
         granted = lease.done[number] = Granted(tuple(ports), now)
@@ -233,9 +242,14 @@ class Space:
         for number in renewal.abandoned:
             if number >= lease.floor:
                 granted = lease.done.get(number)
-                if granted is not None:
+                if isinstance(granted, Granted):
                     self._release(lease, granted.ports, unused=True)
+                elif granted is not None:
+                    self._leave(granted)
                 lease.done[number] = None
+        for ticket in renewal.left:
+            if ticket in self._queue and self._queue[ticket][0] is lease:
+                self._leave(ticket)
         lease.settle(renewal.floor)
         self._prolong(lease)
         return Renewed(backlog)
@@ -434,7 +448,6 @@ class Space:
                         return [(asks[0], number)]
         picked: list[tuple[Ask, int]] = []
         mine: set[tuple[Protocol4, int]] = set()
-        closed: list[tuple[Protocol4, int]] = []
         evicted: list[str] = []
         refused: _Refused | None = None
         for index, ask in enumerate(asks):
@@ -443,21 +456,18 @@ class Space:
                 if self._owned.get((ask.range, ask.owner), 0) + earlier + ask.count > ask.limit:
                     refused = _Refused(index, "limit")
                     break
-            if self._queue:
-                others = self._wanted_before(ticket, ask)
-                if others is None:
-                    refused = _Refused(index, "queue")
-                    break
-                for kind, number in others:
-                    if not self._taken[kind][number]:
-                        self._set_taken(kind, number, 1)
-                        closed.append((kind, number))
-            numbers = self._pick_marked(ask, mine, evicted) if ask.explicit else self._pick_numbers(ask)
-            for kind, number in closed:
-                self._set_taken(kind, number, 0)
-            closed.clear()
+            shut = self._wanted_before(ticket, ask) if self._queue else []
+            if ask.explicit:
+                numbers = [] if shut else self._pick_marked(ask, mine, evicted)
+            else:
+                taken = self._taken[ask.protocol]
+                if shut:
+                    taken = bytearray(taken)
+                    for first, last in shut:
+                        taken[first : last + 1] = bytes((1,)) * (last + 1 - first)
+                numbers = self._pick_numbers(ask, taken)
             if len(numbers) < ask.count:
-                refused = _Refused(index, "taken")
+                refused = _Refused(index, "queue" if shut else "taken")
                 break
             for number in numbers:
                 self._set_taken(ask.protocol, number, 1)
@@ -476,9 +486,8 @@ class Space:
                 self._set_taken(ask.protocol, number, 1)
         return refused or picked
 
-    def _pick_numbers(self, ask: Ask) -> list[int]:
+    def _pick_numbers(self, ask: Ask, taken: bytearray) -> list[int]:
         """As many free numbers as there are, at most as many as asked for; a block is all or nothing."""
-        taken = self._taken[ask.protocol]
         numbers: dict[int, None] = {}  # in order, each once: spans may overlap
         for first, last in self._search_order(ask):
             at = first
@@ -508,14 +517,14 @@ class Space:
     def _pick_marked(self, ask: Ask, mine: set[tuple[Protocol4, int]], evicted: list[str]) -> list[int]:
         """The explicit number, if it is free but for foreign marks."""
         number = ask.spans[0][0]
-        names = [name for name in self._in_the_way(ask.protocol, number) if name not in evicted]
+        names = self._in_the_way(ask.protocol, number)
         if not names:
             return [] if self._taken[ask.protocol][number] else [number]
         if any(self._ports[name].state != "foreign" for name in names):
             return []
         if any((kind, number) in mine for kind in _KINDS[ask.protocol]):
             return []
-        evicted += names
+        evicted += [name for name in names if name not in evicted]
         return [number]
 
     # ---------------------------------------------------------------- queue
@@ -527,19 +536,18 @@ class Space:
         place = self._queue.get(wait.ticket)
         return wait.ticket if place is None or place[0] is lease else 0
 
-    def _wanted_before(self, ticket: int, ask: Ask) -> list[tuple[Protocol4, int]] | None:
-        """The single numbers that others before this ticket want; None: it has to wait for them."""
-        numbers: list[tuple[Protocol4, int]] = []
+    def _wanted_before(self, ticket: int, ask: Ask) -> list[tuple[int, int]]:
+        """Of the spans that those before this ticket wait for, those in which the ask may look."""
+        spans: list[tuple[int, int]] = []
         for other, (_, wanted) in sorted(self._queue.items()):
             if ticket and other >= ticket:
                 break
-            if not set(_KINDS[wanted.protocol]) & set(_KINDS[ask.protocol]):
-                continue
-            if wanted.explicit and not ask.explicit:
-                numbers += [(kind, wanted.spans[0][0]) for kind in _KINDS[wanted.protocol]]
-            elif any(a <= d and c <= b for a, b in wanted.spans for c, d in ask.spans):
-                return None
-        return numbers
+            if set(_KINDS[wanted.protocol]) & set(_KINDS[ask.protocol]):
+                spans += [(a, b) for a, b in wanted.spans if any(a <= d and c <= b for c, d in ask.spans)]
+        return spans
+
+    def _queued(self, ticket: int, *, first: bool) -> Queued:
+        return Queued(ticket, first, self._first_due() - self._clock)
 
     def _leave(self, ticket: int) -> None:
         """Give up a place, if it is one."""

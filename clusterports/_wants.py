@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ._text import show
-from .abc import Ask, PortView
+from .abc import Ask, Full, PortView
 from .errors import AllocationError, BindError, ConfigurationError, PortInUse, PortsExhausted
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from ._lease import HeldPort
     from ._requests import Plan, Ranges
-    from .abc import Full
     from .probe import Verdict
 
 __all__ = ["MAX_WAIT", "Want", "check_wait"]
@@ -40,7 +39,7 @@ class Want:
         self._ranges = ranges
         self._range = range
         self._asked = {"host": host, **asked}
-        self._refused: set[int] = set()
+        self.refused: set[int] = set()
         self.fault: Verdict | None = None
         self.plan: Plan = ranges.plan(range, host=host, **asked)
         self.given: Sequence[HeldPort] = ()
@@ -51,13 +50,13 @@ class Want:
 
     def look_elsewhere(self, numbers: Iterable[int]) -> None:
         """Leave these out from now on."""
-        self._refused.update(numbers)
-        self.plan = self._ranges.plan(self._range, **self._asked, skip=frozenset(self._refused))
+        self.refused.update(numbers)
+        self.plan = self._ranges.plan(self._range, **self._asked, skip=frozenset(self.refused))
 
     def look_again(self) -> None:
         """Some time has passed: what was refused may be free now."""
-        if self._refused:
-            self._refused.clear()
+        if self.refused:
+            self.refused.clear()
             self.fault = None
             self.look_elsewhere(())
 
@@ -68,7 +67,7 @@ class Want:
     def refusal(self, full: Full, waited: float) -> AllocationError:
         """The error for a store that has too little."""
         ask, host = self.ask, self.plan.host
-        if ask.explicit and full.holder is not None:
+        if ask.explicit and full.holder is not None and full.why != "limit":
             return PortInUse(host, full.holder)
         if self.fault is not None and full.why == "taken":
             return BindError(self.fault)
@@ -86,6 +85,10 @@ class Want:
             owner=ask.owner,
             waited=waited,
         )
+
+    def none_free(self, waited: float) -> AllocationError:
+        """The error for one whom this machine refused everything that was tried."""
+        return self.refusal(Full(0, None, False), waited)
 
     def in_use(self, number: int) -> PortInUse:
         """The error for an explicit port that something outside has."""

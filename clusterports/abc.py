@@ -120,11 +120,13 @@ class Wait(NamedTuple):
 
     ``window``: how long the place is kept without being asked for again; 0: give it up, unless there is enough
     now. ``ticket``: as answered by the first `Queued`; 0: none yet. Whoever comes back with its ticket has its old
-    place, even when it was given up meanwhile.
+    place, even when it was given up meanwhile. ``keep``: keep the place also when the ask is met, until it is left by
+    a renewal: for those who have yet to see whether what they get is of use.
     """
 
     window: int
     ticket: int = 0
+    keep: bool = False
 
 
 class Port(NamedTuple):
@@ -136,12 +138,15 @@ class Port(NamedTuple):
 
 
 class Renewal(NamedTuple):
-    """One heartbeat for one space. ``abandoned``: requests whose outcome the caller never learned."""
+    """One heartbeat for one space. ``abandoned``: requests whose outcome the caller never learned. ``left``: tickets
+    that it has no use for any more.
+    """
 
     space: str
     holder: Holder
     floor: int = 1
     abandoned: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
 
 
 class Opened(NamedTuple):
@@ -170,7 +175,7 @@ class Full(NamedTuple):
     """The ask with this index could not be met, so nothing was given.
 
     ``holder``: for an explicit ask, what is known of the port. ``backlog``: more can be reclaimed now. ``why``:
-    too few are free; or the owner's limit would be passed; or others wait for these ports already.
+    too few are free; or the owner's limit would be passed; or others wait for some of these ports already.
     """
 
     ask: int
@@ -343,12 +348,12 @@ class Backend(ABC):
     ) -> Granted | Full | Queued | Gone | Stale:
         """Give all of the asks, or nothing.
 
-        A request number that was granted before is answered with the same ports; one that was answered `Full` or
-        `Queued`, was abandoned, or is below the lease's floor is `Stale`: begin again with a new number.
+        A request number that was granted before is answered with the same ports, and one that was `Queued` with the
+        same ticket while its place is kept; one that was answered `Full`, was abandoned, or is below the lease's floor
+        is `Stale`: begin again with a new number.
 
-        Places in the queue are in the order of tickets. An ask is not met while somebody before it waits for ports
-        of its spans, unless that one wants a single explicit number: then it gets others. With ``wait`` there must
-        be one ask alone. One that would pass the owner's limit does not wait.
+        Places in the queue are in the order of tickets. Nothing is given from spans that somebody before it waits
+        for. With ``wait`` there must be one ask alone. One that would pass the owner's limit does not wait.
         """
 
     @abstractmethod
@@ -381,7 +386,8 @@ class Backend(ABC):
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
         """One heartbeat for each space, however many ports: expiry is a full TTL from now.
 
-        Abandoned requests are undone if they were carried out, and refused if they arrive later. One outcome
+        Abandoned requests are undone if they were carried out, and refused if they arrive later; with them, and with
+        the tickets that are ``left``, places in the queue are given up. One outcome
         for each renewal, in order; an exception stands for that one alone.
         """
 

@@ -205,7 +205,15 @@ class CallersClient:
         return replies
 
     def pubsub(self) -> Any:
-        return self._client.pubsub()
+        """With a connection of its own: a pool may have few, and a heartbeat must not lack one for those who wait."""
+        from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
+
+        pool: Any = getattr(self._client, "connection_pool", None)
+        if type(pool) not in (ConnectionPool, BlockingConnectionPool):  # such as Sentinel's: not to be made from parts
+            return None
+        return type(self._client)(
+            connection_pool=ConnectionPool(connection_class=pool.connection_class, **pool.connection_kwargs)
+        ).pubsub()
 
     async def close(self) -> None:
         pass
@@ -331,8 +339,11 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def watch(self, space: str, ticket: int) -> AsyncWatch:
         channel = wire.wake_channel(space, ticket)
+        pubsub = self._link.pubsub()
+        if pubsub is None:
+            return AsyncWatch()
         try:
-            return await _Subscription.begin(self._link.pubsub(), channel, self._timeout)
+            return await _Subscription.begin(pubsub, channel, self._timeout)
         except (redis_errors.RedisError, OSError) as error:
             logger.info("no wake-up for who waits, only pauses: %s", error)
             return AsyncWatch()

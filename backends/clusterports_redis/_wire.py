@@ -119,7 +119,7 @@ def open_args(instance: str, token: str, ttl: int, supersede: int) -> list[Any]:
 def acquire_args(holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None) -> list[Any]:
     count: Any = len(asks)
     if wait is not None:
-        count = f"1 {wait.window} {wait.ticket}"
+        count = f"1 {wait.window} {wait.ticket} {wait.keep:d}"
     args: list[Any] = [holder.lease, holder.incarnation, request.number, request.floor, count]
     return _add_asks(args, holder.instance, asks)
 
@@ -159,7 +159,8 @@ def _more(ask: Ask) -> str:
 
 
 def renew_args(renewal: Renewal) -> list[Any]:
-    return [renewal.holder.lease, renewal.holder.incarnation, renewal.floor, *renewal.abandoned]
+    left = (f"w{ticket}" for ticket in renewal.left)
+    return [renewal.holder.lease, renewal.holder.incarnation, renewal.floor, *renewal.abandoned, *left]
 
 
 def release_args(holder: Holder, ports: Iterable[Port]) -> list[Any]:

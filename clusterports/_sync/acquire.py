@@ -39,6 +39,12 @@ PAUSE = 1.0
 
 LEAST_PAUSE = 0.005
 
+AGAIN = 3.0
+"""Seconds after which one who waits tries again what this machine refused."""
+
+TRIES = 256
+"""How often one call lets itself be refused by this machine."""
+
 FOREIGN = 30.0
 """Seconds for which a port that something else has is marked."""
 
@@ -54,7 +60,7 @@ class Taking:
         self._allocator = allocator
         self._wants = wants
         self._wait = wait
-        self._until = monotonic() + wait
+        self._until = monotonic() + wait if wait else 0.0
         self._opened: list[tuple[HostLease, int]] = []
 
     def run(self, lease: HostLease | None = None, reply: Reply | None = None) -> None:
@@ -98,6 +104,8 @@ class Taking:
                     if not refused:
                         break
                     want.look_elsewhere(port.number for port in refused)
+                    if len(want.refused) >= TRIES:
+                        raise want.none_free(0.0)
                 elif reply.backlog and not looked:  # as it will be, once somebody has looked
                     looked = True
                     while backend.reclaim(want.plan.space).backlog:
@@ -111,22 +119,33 @@ class Taking:
         allocator = self._allocator
         backend = allocator._backend
         answer = reply
+        keep = any(allocator._tries_out(want.plan) for want in wants)
         reopened = False
-        ticket = 0
+        ticket = tries = 0
+        looked_at = monotonic()
         watch: Watch | None = None
         try:
             while True:
                 if answer is None:
                     left = self._until - monotonic()
-                    wait = Wait(round(WINDOW * 1e6) if left > 0 else 0, ticket) if self._wait else None
+                    wait = Wait(round(WINDOW * 1e6) if left > 0 else 0, ticket, keep) if self._wait else None
                     answer = allocator._ask(lease, [want.ask for want in wants], wait, self._opened)
                     if isinstance(answer, Granted):
                         self._hand_over(lease, wants, answer)
                         if self._try_out(lease, wants):
+                            if ticket and keep:
+                                self._leave(lease, ticket)
                             return
+                        tries += 1
                         if any(want.ask.explicit for want in wants):
                             self._sleep(watch, PAUSE)
+                        elif tries >= TRIES or 0 < self._until <= monotonic():
+                            if monotonic() >= self._until:
+                                raise next(want for want in wants if want.refused).none_free(self._wait)
+                            self._sleep(watch, PAUSE)
+                            tries = 0
                 if isinstance(answer, Queued):
+                    reopened = False
                     ticket = answer.ticket
                     if watch is None:
                         watch = backend.watch(lease.space, ticket)  # and ask again: what happened before it?
@@ -135,8 +154,10 @@ class Taking:
                     else:
                         soon = answer.due_in / 1e6 if answer.first else PAUSE
                         self._sleep(watch, min(soon, PAUSE * random.uniform(0.7, 1)))
-                        for want in wants:
-                            want.look_again()
+                        if monotonic() - looked_at >= AGAIN:
+                            looked_at = monotonic()
+                            for want in wants:
+                                want.look_again()
                 elif isinstance(answer, Gone):
                     allocator._gone(lease, answer)
                     if reopened or answer.reason == "superseded":
@@ -145,15 +166,28 @@ class Taking:
                     lease = allocator._open(lease.space)
                 elif isinstance(answer, Full):
                     if not answer.backlog:
-                        raise wants[answer.ask].refusal(answer, self._wait if ticket else 0.0)
+                        raise wants[answer.ask].refusal(answer, 0.0 if answer.why == "limit" else self._wait)
                     while backend.reclaim(lease.space).backlog:
                         pass
                 # Stale: the answer to an earlier copy of the request was lost on the way. It gave nothing; ask anew.
                 answer = None
                 allocator._check_process()
+        except BaseException:
+            if ticket:
+                lease.leave(ticket)
+                allocator._wake.set()
+            raise
         finally:
             if watch is not None:
                 watch.close()
+
+    def _leave(self, lease: HostLease, ticket: int) -> None:
+        """Let the next one have its turn: what was given was found good."""
+        lease.leave(ticket)
+        try:
+            self._allocator._renew([lease])
+        except BackendError as error:
+            logger.warning("%s; the place in the queue is given up with the next heartbeat", error)
 
     def _sleep(self, watch: Watch | None, seconds: float) -> None:
         left = max(0.0, self._until - monotonic())

@@ -39,6 +39,7 @@ from clusterports.errors import (
     LeaseLost,
 )
 from clusterports.probe import HeldSockets, bound, is_local, warn_ephemeral
+from clusterports.ranges import PortRequest
 
 from .acquire import Taking
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from clusterports._requests import Plan
     from clusterports.abc import Ask, Backend, Full, Protocol4, Queued, Stale, Wait
     from clusterports.probe import Probe
-    from clusterports.ranges import PortRange, PortRequest
+    from clusterports.ranges import PortRange
     from clusterports.settings import Settings
     from clusterports.status import ClusterStatus
 
@@ -305,6 +306,8 @@ class PortAllocator:
         """
         wants = []
         for request in requests:
+            if not isinstance(request, PortRequest):
+                raise ConfigurationError(f"requests: must be PortRequests, got {show(request)}")
             asked = {field.name: getattr(request, field.name) for field in fields(request)}
             name, host = asked.pop("range"), asked.pop("host")
             wants.append(Want(self._ranges, name, host=self.host if host is None else host, **asked))
@@ -334,10 +337,10 @@ class PortAllocator:
         lease.unreleased[port.fence] = port  # first of all: from here on it is given back, whatever interrupts us
         allocation._released = True
         lease.ports.pop(port.fence, None)
-        if self._sockets is not None:
-            self._sockets.discard(port.number, port.protocol)
         if lease.state == "lost":
             raise self._lost_error(lease, [allocation])
+        if self._sockets is not None:
+            self._sockets.discard(port.number, port.protocol)
         reply = self._backend.release(lease.space, lease.holder, (port,))
         lease.unreleased.pop(port.fence, None)
         if isinstance(reply, Gone):

@@ -64,9 +64,8 @@ async def result(value: Any) -> Any:
 
 def begin(call: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
     """The call goes on by itself, whichever kind of allocator it is of: in a thread, or as a task."""
-    if inspect.iscoroutinefunction(call):
-        return asyncio.ensure_future(call(*args, **kwargs))
-    return asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    asked = call(*args, **kwargs) if inspect.iscoroutinefunction(call) else asyncio.to_thread(call, *args, **kwargs)
+    return asyncio.ensure_future(asked)
 
 
 async def finished(call: asyncio.Future[Any]) -> Any:

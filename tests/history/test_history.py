@@ -42,6 +42,7 @@ from clusterports.abc import (
     Wait,
 )
 from clusterports.errors import BackendError
+from clusterports.ranges import merged
 from clusterports_memory import MemoryBackend
 from clusterports_memory import Store as MemorySpaces
 from clusterports_redis._wire import owner_tag
@@ -397,7 +398,7 @@ class Player:
         if place is not None:
             window, whose, ticket = place
             index, asks, ticket = self.ticket(index, asks, whose, ticket)
-            wait = Wait(window, ticket)
+            wait = Wait(window, ticket, keep=older % 5 == 1)
         space, proof = self.holders[index]
         last = self.numbers.get(proof, 0)
         number = {"n": last + 1, "r": max(1, last - older % 4), "f": last + 3}[which]
@@ -451,7 +452,9 @@ class Player:
                 last = self.numbers.get(proof, 0)
                 lowest = max(1, last - 3) if floor == "a" else last + 1
                 gone = tuple(max(1, last + 1 - number % 5) for number in abandoned)
-                renewals.append(Renewal(space, proof, lowest, gone))
+                tickets = [ticket for _, ticket, _ in self.tickets[-4:]]
+                left = tuple(ticket for ticket in tickets if (ticket + holder) % 7 == 0)
+                renewals.append(Renewal(space, proof, lowest, gone, left))
         yield "renew", (renewals,), {}
 
     def close(self, holder: int, quarantine: bool, times: int) -> Any:
@@ -583,8 +586,8 @@ def _parsed(record: str) -> tuple[Any, ...]:
 
 
 def _place(lease: int, ask: Ask) -> str:
-    numbers = (number for span in ask.spans for number in span)
-    return " ".join(map(str, (lease, int(ask.explicit), ask.protocol, *numbers)))
+    numbers = (number for span in merged(ask.spans) for number in span)
+    return " ".join(map(str, (lease, ask.protocol, *numbers)))
 
 
 def _done(record: str) -> list[int]:

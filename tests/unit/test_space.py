@@ -87,8 +87,8 @@ class Actor:
             self.world.now, self.holder, ports, range=range, duration=duration, most=most, host=host
         )
 
-    def renew(self, *abandoned: int, floor: int = 1) -> Renewed | Gone:
-        return self.world.space.renew(self.world.now, Renewal("host:a", self.holder, floor, abandoned))
+    def renew(self, *abandoned: int, floor: int = 1, left: tuple[int, ...] = ()) -> Renewed | Gone:
+        return self.world.space.renew(self.world.now, Renewal("host:a", self.holder, floor, abandoned, left))
 
     def release(self, *ports: Port) -> Released | Gone:
         return self.world.space.release(self.world.now, self.holder, ports)
@@ -1332,12 +1332,13 @@ class TestRotate:
     def test_ranges_apart(self, world: World) -> None:
         """Each range goes round by itself, whatever is given without ``rotate`` or to other ranges."""
         one = world.open()
-        one.take(ask(10, 19, 3, rotate=1))
-        other = Ask("display", ((10, 19),), rotate=1)
-        assert [13, 14] == numbers(one.take(other) + one.take(other))
-        one.release(*one.take(ask(10, 19)))
-        assert [15] == numbers(one.take(ask(10, 19, rotate=1)))
-        assert [16] == numbers(one.take(other))
+        mine, other = ask(10, 19, rotate=1), Ask("display", ((10, 19),), rotate=1)
+        given = []
+        for asked in (mine._replace(count=3), other, other, ask(10, 19), mine, other, mine):
+            ports = one.take(asked)
+            given.append(numbers(ports))
+            one.release(*ports)
+        assert [[10, 11, 12], [10], [11], [10], [13], [12], [14]] == given
 
     def test_protocols_go_round_together(self, world: World) -> None:
         """A range has one round for all protocols."""
@@ -1647,16 +1648,16 @@ class TestExplicit:
         assert [10, 11, 12] == numbers(one.take(*asks))
 
     def test_same_mark_twice_in_one_request(self, world: World) -> None:
-        """A mark gives way to one ask of a request: what it closes beyond that is free for the next request."""
+        """A mark gives way to each ask of a request that no other is in the way of."""
         one = world.open()
         one.mark(*one.take(ask(10, 10, protocol="both")))
         before = world.settled()
-        for second in (one_port(10), one_port(10, protocol="udp"), one_port(10, protocol="both")):
+        for second in (one_port(10), one_port(10, protocol="both")):
             full = one.ask(one_port(10), second)
             assert isinstance(full, Full)
             assert 1 == full.ask
             assert before == world.settled()
-        assert [10, 10] == numbers(one.take(one_port(10)) + one.take(one_port(10, protocol="udp")))
+        assert [10, 10] == numbers(one.take(one_port(10), one_port(10, protocol="udp")))
         assert {} == world.space._foreign
 
     def test_expired_ownership_of_the_mark(self, world: World) -> None:
@@ -1836,12 +1837,13 @@ class TestQueue:
         assert second.queue(ask(10, 12), behind).first
 
     def test_newcomers(self, world: World) -> None:
-        """Whoever does not wait is refused as well while somebody waits for these ports, and is told why."""
+        """Whoever does not wait gets none of the ports that somebody waits for, and is told why."""
         one = world.open()
         one.take(ask(10, 10))
         world.open("x").queue(ask(10, 12, 3))
-        assert Full(0, None, False, "queue") == one.ask(ask(12, 14))
-        assert Full(1, None, False, "queue") == one.ask(ask(13, 14), ask(9, 10))
+        assert Full(0, None, False, "queue") == one.ask(ask(11, 12))
+        assert Full(1, None, False, "queue") == one.ask(ask(13, 14), ask(9, 12, 2))
+        assert [13, 9, 14] == numbers(one.take(ask(12, 14), ask(9, 10), ask(11, 14)))
         full = one.ask(one_port(10))
         assert isinstance(full, Full)
         assert ("queue", "held") == (full.why, full.holder and full.holder.state)
@@ -1876,8 +1878,19 @@ class TestQueue:
         world.open("x").queue(spans)
         assert [11] == numbers(one.take(ask(11, 19)))
         assert [23] == numbers(one.take(Ask("backup", ((9, 9), (23, 99)), 2))[1:])
-        for first, last in ((10, 10), (1, 99), (22, 30), (5, 10), (21, 21)):
+        for first, last in ((10, 10), (20, 22), (10, 11), (21, 21)):
             assert Full(0, None, False, "queue") == one.ask(ask(first, last))
+        assert [1, 24] == numbers(one.take(ask(1, 99), ask(22, 30)))
+
+    def test_any_before(self, world: World) -> None:
+        """It is not only the first in the queue who is waited for."""
+        one = world.open()
+        one.take(ask(10, 10), ask(20, 20))
+        for number in (10, 20):
+            assert world.open(f"waits for {number}").queue(ask(number, number + 1, 2)).first
+        assert [Full(0, None, False, "queue")] * 2 == [one.ask(ask(11, 11)), one.ask(ask(21, 21))]
+        assert not one.queue(ask(21, 21)).first
+        assert [12, 22] == numbers(one.take(ask(11, 12), ask(21, 22)))
 
     def test_single_number(self, world: World) -> None:
         """A number that somebody before wants explicitly is left out of automatic picks, and holds nobody up."""
@@ -1886,7 +1899,8 @@ class TestQueue:
         ticket = world.open("x").queue(one_port(10)).ticket
         one.release(port)
         assert [11, 12] == numbers(one.take(ask(10, 12, 2)))
-        assert Full(0, None, False) == one.ask(ask(10, 12))
+        assert Full(0, None, False, "queue") == one.ask(ask(10, 12))
+        assert Full(0, None, False) == one.ask(ask(11, 12))
         assert [12, 10] == [
             *numbers(one.take(ask(12, 12, protocol="udp"))),
             *numbers(one.take(ask(10, 10, protocol="udp"))),
@@ -2073,14 +2087,15 @@ class TestQueue:
         assert 1 == world.view().waiting
 
     def test_request_is_settled(self, world: World) -> None:
-        """A request that was queued is stale from then on, so a late copy gets nothing and has no place."""
+        """A late copy of a request that was queued gets nothing: its ticket while that is good, then no answer."""
         one = world.open()
         (port,) = one.take(ask(10, 10))
         first = one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
         assert isinstance(first, Queued)
-        assert Stale(2) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert first._replace(first=False) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert Stale(2) == one.ask(ask(10, 10), number=2)
         one.release(port)
-        assert Stale(2) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert first._replace(first=False) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
         assert isinstance(one.ask(ask(10, 10), number=3, wait=Wait(WINDOW, first.ticket)), Granted)
         assert Stale(2) == one.ask(ask(10, 10), number=2, floor=1, wait=Wait(WINDOW))
         assert 0 == world.view().waiting
@@ -2114,6 +2129,85 @@ class TestQueue:
         one.queue(ask(10, 10), ticket)
         assert ticket == world.view().fence
         assert [ticket + 1] == [port.fence for port in one.take(ask(20, 20))]
+
+    def test_kept_when_met(self, world: World) -> None:
+        """Who keeps its place gets ports and is waited for all the same, until its window or its use is over."""
+        one, two = world.open("one", ttl=DAY), world.open("two", ttl=DAY)
+        (port,) = one.take(ask(10, 11))
+        ticket = two.queue(ask(10, 11, 2)).ticket
+        one.release(port)
+        for _ in range(2):
+            world.wait(WINDOW - GRAIN)
+            granted = two.ask(ask(10, 11, 2), wait=Wait(WINDOW, ticket, keep=True))
+            assert isinstance(granted, Granted)
+            two.mark(granted.ports[0], most=0)
+            two.release(granted.ports[1])
+            assert Full(0, None, False, "queue") == one.ask(ask(10, 11))
+            assert not one.queue(ask(10, 11), window=SECOND).first
+        assert 2 == world.view().waiting
+        world.wait(WINDOW)
+        assert 0 == world.view().waiting
+
+    def test_kept_without_a_place(self, world: World) -> None:
+        """Who has no ticket has nothing to keep."""
+        one = world.open()
+        assert isinstance(one.ask(ask(10, 11), wait=Wait(WINDOW, keep=True)), Granted)
+        assert 0 == world.view().waiting
+
+    def test_left(self, world: World) -> None:
+        """A heartbeat gives up the places that its sender has no use for, and nobody else's."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        mine, others = [one.queue(ask(10, 10)).ticket for _ in range(3)], two.queue(ask(10, 10)).ticket
+        world.stirred()
+        assert Renewed(False) == one.renew(left=(mine[0], mine[2], others, 1))
+        assert {mine[1], others} == world.space._queue.keys()
+        assert world.stirred()
+        assert Renewed(False) == two.renew(left=(mine[1],))
+        assert not world.stirred()
+        assert one.queue(ask(10, 10), mine[1]).first
+
+    def test_abandoned(self, world: World) -> None:
+        """A queued request that is abandoned has no place any more, and comes to nothing if it arrives again."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        behind = two.queue(ask(10, 10)).ticket
+        world.stirred()
+        assert Renewed(False) == one.renew(2)
+        assert {behind} == world.space._queue.keys()
+        assert world.stirred()
+        assert Stale(2) == one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert two.queue(ask(10, 10), behind).first
+
+    def test_abandoned_and_served(self, world: World) -> None:
+        """Abandoning the request that came first does not undo what the ticket got later."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        queued = one.ask(ask(10, 10), number=2, wait=Wait(WINDOW))
+        assert isinstance(queued, Queued)
+        one.release(port)
+        assert isinstance(one.ask(ask(10, 10), number=3, floor=2, wait=Wait(WINDOW, queued.ticket)), Granted)
+        one.renew(2)
+        assert {"tcp/00010": "held"} == world.states()
+
+    @pytest.mark.parametrize("way", ["close", "expiry"])
+    def test_falls_with_the_lease(self, world: World, way: str) -> None:
+        """The places of a lease are given up when it ends, so nobody waits for one who is gone."""
+        one, two, three = world.open("one", ttl=DAY), world.open("two"), world.open("three", ttl=DAY)
+        (port,) = one.take(ask(10, 10))
+        for _ in range(2):
+            two.queue(ask(10, 10), window=DAY)
+        behind = three.queue(ask(10, 10), window=DAY)
+        one.release(port)
+        world.stirred()
+        if way == "close":
+            assert Closed(False) == two.close()
+        else:
+            world.wait(TTL)
+        assert world.stirred()
+        assert {behind.ticket} == world.space._queue.keys()
+        assert isinstance(three.ask(ask(10, 10), wait=Wait(WINDOW, behind.ticket)), Granted)
 
     def test_due_in(self, world: World) -> None:
         """Whoever is queued is told when the next thing in the space is due: a lease, a port, or a place."""
@@ -2407,11 +2501,11 @@ KINDS: dict[Protocol4, tuple[Protocol4, ...]] = {"tcp": ("tcp",), "udp": ("udp",
 
 @st.composite
 def any_ask(draw: st.DrawFn) -> Ask:
-    first = draw(st.integers(1, 6))
+    first = draw(st.integers(1, 5))
     explicit = draw(st.sampled_from([False, False, True]))
     return ask(
         first,
-        first if explicit else first + draw(st.integers(0, 5)),
+        first if explicit else first + draw(st.integers(0, 3)),
         1 if explicit else draw(st.sampled_from([1, 1, 2, 4])),
         protocol=draw(st.sampled_from(["tcp", "tcp", "udp", "both"])),
         quarantine=first % 3 * SECOND,
@@ -2441,7 +2535,6 @@ class SmallWorld(RuleBasedStateMachine):
     """
 
     actors: list[Actor]
-    seen: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -2457,25 +2550,37 @@ class SmallWorld(RuleBasedStateMachine):
         self.world = World(Space("host:a", max_gap=self.max_gap))
         self.actors = []
         self.clock = 0
+        self.seen = self.world.now
         self.renewed: dict[int, tuple[int, int]] = {}
         self.believed: dict[tuple[str, int], Told] = {}
         self.closed: dict[tuple[str, int], tuple[int, bool]] = {}
         self.fences: set[int] = set()
         self.tickets = [0]
+        for instance in "xy":
+            self.open(instance, "a", False, 2)
+
+    def any_actor(self, data: st.DataObject) -> Actor:
+        """Mostly one with a live lease."""
+        if not data.draw(st.integers(0, 7)):
+            return data.draw(st.sampled_from(self.actors))
+        if not self.live():
+            self.open("x", "b", False, 2)
+        return data.draw(st.sampled_from(self.live()))
+
+    def live(self) -> list[Actor]:
+        return [actor for actor in self.actors if isinstance(self.space._live(actor.holder), _space._Lease)]
 
     @rule(
-        step=st.sampled_from(
-            [1, GRAIN - 1, GRAIN, SECOND, TTL // 3, TTL // 3 + 1, TTL - 1, TTL, QUARANTINE, 3 * TTL, DAY, -SECOND, -DAY]
-        )
+        step=st.sampled_from([GRAIN, SECOND, SECOND, QUARANTINE])
+        | st.sampled_from([1, GRAIN - 1, TTL // 3, TTL // 3 + 1, TTL - 1, TTL, QUARANTINE, 3 * TTL, DAY, -SECOND, -DAY])
     )
     def pass_time(self, step: int) -> None:
         self.world.now += step
-        if self.actors:
-            gap = self.world.now - self.seen
-            if gap >= GRAIN:
-                self.clock += min(gap, self.max_gap or gap)
-            if gap < 0 or gap >= GRAIN:
-                self.seen = self.world.now
+        gap = self.world.now - self.seen
+        if gap >= GRAIN:
+            self.clock += min(gap, self.max_gap or gap)
+        if gap < 0 or gap >= GRAIN:
+            self.seen = self.world.now
         self.world.visit()
 
     @rule(instance=st.sampled_from("xy"), token=st.sampled_from("ab"), seen=st.booleans(), ttl=st.sampled_from([1, 2]))
@@ -2486,23 +2591,21 @@ class SmallWorld(RuleBasedStateMachine):
         known = {(lease.lease, lease.incarnation) for lease in self.world.view().leases}
         reply = self.world.try_open(instance, token, ttl=ttl * TTL, supersede=supersede)
         if isinstance(reply, Opened):
-            if not self.actors:
-                self.seen = self.world.now
             self.actors.append(Actor(self.world, Holder(instance, reply.lease, reply.incarnation)))
             if (reply.lease, reply.incarnation) not in known or reply.lease not in self.renewed:
                 self.renewed[reply.lease] = (self.clock, ttl * TTL)
 
     @rule(data=st.data(), asks=st.lists(any_ask(), min_size=1, max_size=2), window=st.sampled_from([0, SECOND, TTL]))
     def acquire(self, data: st.DataObject, asks: list[Ask], window: int) -> None:
-        if not self.actors:
-            return
-        actor = data.draw(st.sampled_from(self.actors))
+        actor = self.any_actor(data)
         wait = None
         if len(asks) == 1 and data.draw(st.booleans()):
             ticket = data.draw(st.sampled_from(self.tickets)) + data.draw(st.sampled_from([0, 0, 0, 1, DAY]))
-            wait = Wait(window, ticket)
-        number = max(1, actor.number + data.draw(st.sampled_from([1, 1, 1, 1, 0, -1, 3])))
-        back = data.draw(st.integers(0, 3))
+            wait = Wait(window, ticket, data.draw(st.booleans()))
+        number = max(1, actor.number + data.draw(st.sampled_from([1] * 9 + [0, -1, 3])))
+        self.ask(actor, number, data.draw(st.integers(0, 3)), asks, wait)
+
+    def ask(self, actor: Actor, number: int, back: int, asks: list[Ask], wait: Wait | None) -> None:
         actor.number = max(actor.number, number)
         before = self.before(actor, wait)
         due = any(at <= self.clock for at in self.space._due.values())
@@ -2536,11 +2639,7 @@ class SmallWorld(RuleBasedStateMachine):
     def nobody_before(self, before: list[Ask], port: Port, asked: Ask) -> None:
         for wanted in before:
             if set(KINDS[wanted.protocol]) & set(KINDS[asked.protocol]):
-                (first, last), (low, high) = wanted.spans[0], asked.spans[0]
-                if wanted.explicit and not asked.explicit:
-                    assert port.number != first
-                else:
-                    assert last < low or high < first
+                assert not any(first <= port.number <= last for first, last in wanted.spans)
 
     def told(self, lease: int, port: Port, asked: Ask) -> None:
         assert all(port.fence > fence for fence in self.fences)
@@ -2571,17 +2670,33 @@ class SmallWorld(RuleBasedStateMachine):
             if self.closed.get((kind, number), (0, False))[1]:
                 del self.closed[kind, number]
 
+    def holder_or_any(self, data: st.DataObject, lease: int) -> Actor:
+        """Mostly the newest that has this lease."""
+        its = [actor for actor in self.actors if actor.holder.lease == lease]
+        return its[-1] if data.draw(st.integers(0, 5)) else self.any_actor(data)
+
     def close_until(self, port: Port, until: int, *, foreign: bool = False) -> None:
         del self.believed[port.protocol, port.number]
         for kind in KINDS[port.protocol]:
             self.closed[kind, port.number] = (until, foreign)
 
+    @rule(data=st.data(), asked=any_ask())
+    def come_back(self, data: st.DataObject, asked: Ask) -> None:
+        """Everybody in the queue, for the same as before, in any order; then somebody else."""
+        queue = self.space._queue
+        for ticket in data.draw(st.permutations(sorted(queue))):
+            its = [actor for actor in self.live() if ticket in queue and actor.holder.lease == queue[ticket][0].id]
+            if its:
+                self.ask(its[0], its[0].number + 1, 0, [queue[ticket][1]], Wait(SECOND, ticket))
+        actor = self.any_actor(data)
+        self.ask(actor, actor.number + 1, 0, [asked], Wait(SECOND))
+
     @rule(data=st.data(), wrong=st.sampled_from([0, 0, 0, 1]))
     def release(self, data: st.DataObject, wrong: int) -> None:
-        if not self.actors or not self.believed:
+        if not self.believed:
             return
-        actor = data.draw(st.sampled_from(self.actors))
         port, lease, asked = data.draw(st.sampled_from(list(self.believed.values())))
+        actor = self.holder_or_any(data, lease)
         while self.world.visit():
             pass
         held = self.world.states()
@@ -2599,10 +2714,10 @@ class SmallWorld(RuleBasedStateMachine):
         most=st.integers(0, 3),
     )
     def mark(self, data: st.DataObject, wrong: int, duration: int, most: int) -> None:
-        if not self.actors or not self.believed:
+        if not self.believed:
             return
-        actor = data.draw(st.sampled_from(self.actors))
         port, lease, _ = data.draw(st.sampled_from(list(self.believed.values())))
+        actor = self.holder_or_any(data, lease)
         while self.world.visit():
             pass
         before = self.world.states()
@@ -2618,41 +2733,42 @@ class SmallWorld(RuleBasedStateMachine):
 
     @rule(data=st.data(), floor=st.integers(1, 4), abandoned=st.sets(st.integers(1, 8), max_size=2))
     def renew(self, data: st.DataObject, floor: int, abandoned: set[int]) -> None:
-        if self.actors:
-            actor = data.draw(st.sampled_from(self.actors))
-            if actor.renew(*abandoned, floor=floor) in (Renewed(False), Renewed(True)):
-                self.renewed[actor.holder.lease] = (self.clock, self.renewed[actor.holder.lease][1])
-                for told in self.not_held():  # an abandoned request's ports: its holder was never told of them
-                    del self.believed[told.port.protocol, told.port.number]
+        actor = self.any_actor(data)
+        held = self.held()
+        left = data.draw(st.lists(st.sampled_from(self.tickets), max_size=2))
+        others = {ticket for ticket, (lease, _) in self.space._queue.items() if lease.id != actor.holder.lease}
+        reply = actor.renew(*abandoned, floor=floor, left=tuple(left))
+        assert others <= self.space._queue.keys()
+        if isinstance(reply, Renewed):
+            self.renewed[actor.holder.lease] = (self.clock, self.renewed[actor.holder.lease][1])
+            for told in self.given_back(held, actor):  # by undoing a request: its holder was never told of them
+                del self.believed[told.port.protocol, told.port.number]
 
     @rule(data=st.data(), quarantine=st.booleans())
     def close(self, data: st.DataObject, quarantine: bool) -> None:
-        if self.actors:
-            actor = data.draw(st.sampled_from(self.actors))
-            while self.world.visit():
-                pass
-            dead = self.not_held()
-            if isinstance(actor.close(quarantine=quarantine), Closed):
-                for told in self.not_held():
-                    if told not in dead:
-                        assert told.lease == actor.holder.lease
-                        pause = told.ask.quarantine if quarantine else told.ask.cooldown
-                        self.close_until(told.port, self.clock + pause)
+        actor = self.any_actor(data)
+        held = self.held()
+        if isinstance(actor.close(quarantine=quarantine), Closed):
+            for told in self.given_back(held, actor):
+                self.close_until(told.port, self.clock + (told.ask.quarantine if quarantine else told.ask.cooldown))
 
-    def not_held(self) -> list[Told]:
-        """Of what is believed, that which is true no more."""
-        held = {view.fence for view in self.world.view().ports if view.state == "held"}
-        gone = {view.fence for view in self.world.view().ports} - held
-        return [told for told in self.believed.values() if told.port.fence not in held | gone or self.cools(told, gone)]
+    def held(self) -> set[int]:
+        """The fences of all held ports, once nothing is due."""
+        while self.world.visit():
+            pass
+        return {view.fence for view in self.world.view().ports if view.state == "held"}
 
-    def cools(self, told: Told, gone: set[int]) -> bool:
-        """By a close; one that cools after an expiry is believed on."""
-        return told.port.fence in gone and told.lease in {lease.lease for lease in self.world.view().leases}
+    def given_back(self, held: set[int], actor: Actor) -> list[Told]:
+        """What was held before, and is not any more; it can only be the actor's own."""
+        gone = held - self.held()
+        told = [told for told in self.believed.values() if told.port.fence in gone]
+        assert {actor.holder.lease} >= {each.lease for each in told}
+        return told
 
-    @rule(chance=st.integers(0, 5))
+    @rule(chance=st.integers(0, 15))
     def all_die(self, chance: int) -> None:
         """When nobody renews any more, everything is free again in the end."""
-        if not chance and self.actors:
+        if not chance:
             for _ in range(3):
                 self.pass_time(MAX_GAP)
                 while self.world.visit():

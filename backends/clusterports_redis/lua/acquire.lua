@@ -4,7 +4,7 @@
 -- Give all of the asks or nothing.
 -- KEYS  see space.lua, and pick.lua
 -- ARGV  1 lease id  2 incarnation  3 request number  4 request floor
---       5 number of asks, or for one that may wait: 1, window and ticket; then the asks, see pick.lua
+--       5 number of asks, or for one that may wait: 1, window, ticket, and 1 to keep the place; then the asks, see pick.lua
 -- Returns {'GRANTED', 'since first-fence port port ...'} with consecutive fences, {'STALE', number}, {'GONE', reason},
 --         {'QUEUED', ticket, first, due in},
 --         {'FULL', index of the ask, why, backlog, clock, now, port, record} where the last two are of an explicit port
@@ -16,7 +16,12 @@ if number <= highest or number < settled then
   local entry = match(done, ';' .. ARGV[3] .. ' ([^;]*)')
   if entry or number < settled then
     call('HSET', STATE, 'clock', clock, 'seen', seen)
-    if not entry or entry == '-' then return {'STALE', ARGV[3]} end
+    local place = match(entry or '', '^w(%d+)$')
+    if place and match(ARGV[5], ' ') and call('HEXISTS', STATE, format('wait/%016.0f', tonumber(place))) == 1 then
+      local due = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
+      return {'QUEUED', place, 0, format('%.0f', tonumber(due[2]) - clock)}
+    end
+    if not entry or entry == '-' or place then return {'STALE', ARGV[3]} end
     return {'GRANTED', entry}
   end
 end
@@ -57,7 +62,7 @@ end
 -- include: pick
 space = space or rare(clock, min_ttl, next_due)
 space.check_types()
-local window, ticket = match(ARGV[5], ' (%d+) (%d+)$')
+local window, ticket, keep = match(ARGV[5], ' (%d+) (%d+) ([01])$')
 if ticket then
   local place = tonumber(ticket) <= fence and space.place(ticket)
   if tonumber(ticket) > fence or place and place.lease ~= id then ticket = '0' end
@@ -65,9 +70,9 @@ end
 local picked = picker(space)
 picked.pick(6, tonumber(match(ARGV[5], '^%d+')), ticket and tonumber(ticket) or 0)
 if picked.why then
-  local fields = {'clock', clock, 'seen', seen, 'done/' .. id, done .. ';' .. ARGV[3] .. ' -'}  -- no late copy is granted
+  -- what is settled so is not granted to a late copy
   if (tonumber(window) or 0) == 0 or picked.why == 'limit' then
-    call('HSET', STATE, unpack(fields))
+    call('HSET', STATE, 'clock', clock, 'seen', seen, 'done/' .. id, done .. ';' .. ARGV[3] .. ' -')
     if ticket then space.leave(ticket) end
     space.wake()
     local name, record = picked.explicit()
@@ -75,10 +80,11 @@ if picked.why then
   end
   if ticket == '0' then
     ticket = first_text
-    fields[#fields + 1], fields[#fields + 2] = 'fence', first
+    fence = first
   end
   space.enter_queue(ticket, id, picked.wanted(), clock + window)
-  call('HSET', STATE, 'next', 0, unpack(fields))
+  call('HSET', STATE, 'clock', clock, 'seen', seen, 'fence', fence, 'next', 0,
+       'done/' .. id, done .. ';' .. ARGV[3] .. ' w' .. ticket)
   local due = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
   return {'QUEUED', ticket, picked.why ~= 'queue' and 1 or 0, format('%.0f', tonumber(due[2]) - clock)}
 end
@@ -110,6 +116,11 @@ space.set_bits('tcp', picked.bits.tcp, 1)
 space.set_bits('udp', picked.bits.udp, 1)
 space.each('HSET', STATE, fields)
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'fence', fence, 'done/' .. id, done .. ';' .. ARGV[3] .. ' ' .. entry)
-if ticket then space.leave(ticket) end
+if keep == '1' and ticket ~= '0' then
+  space.enter_queue(ticket, id, picked.wanted(), clock + window)
+  call('HSET', STATE, 'next', 0)
+elseif ticket then
+  space.leave(ticket)
+end
 space.wake()
 return {'GRANTED', entry}

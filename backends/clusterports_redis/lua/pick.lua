@@ -8,15 +8,18 @@ local function picker(space)
   local STATE, PORTS = KEYS[1], KEYS[3]
   local bits, busy = {tcp = KEYS[4], udp = KEYS[5], both = KEYS[6]}, {tcp = {}, udp = {}}
   local self = {names = {}, asked = {}, bits = {tcp = {}, udp = {}}, evicted = {}, counters = {}}
-  local merged, masked, gone = false, {}, {}
+  local merged, whole, masked, gone, reached = false, {}, {}, {}, {}
+  local TWO = {128, 64, 32, 16, 8, 4, 2, 1}
   local ask  -- the one in hand
-  local wanted_before = {}
+  local shut = {}  -- spans that those before wait for, as far as the ask may look there
+  local before  -- what they wait for
   local careful  -- a number may be found that is not to be taken
 
+  -- What this request has taken already.
   local function is_busy(number)
     if not careful then return false end
     for _, kind in ipairs(ask.kinds) do
-      if busy[kind][number] or wanted_before[kind][number] then return true end
+      if busy[kind][number] then return true end
     end
     return false
   end
@@ -39,8 +42,14 @@ local function picker(space)
     return bit
   end
 
-  -- The bitmap as two strings: a zero byte of the first is four free numbers, the left ones of that byte; of the
-  -- second, the right ones. So that finding is a search for one byte, which costs next to nothing.
+  local function text()
+    local kind = ask.protocol
+    whole[kind] = whole[kind] or call('GETRANGE', bits[kind], 0, -1)
+    return whole[kind]
+  end
+
+  -- Twice half of the bitmap: a zero byte of the first half is four free numbers, the left ones of that byte; of the
+  -- second, the right ones. So that finding four is a search for one byte, which costs next to nothing.
   local function halves()
     local found = masked[ask.protocol]
     if not found then
@@ -56,61 +65,46 @@ local function picker(space)
     return found
   end
 
-  -- The first part that any run of so many free numbers must have, from a number on: where it begins, its size.
-  local function next_seed(from, last)
-    if ask.count < 3 then return next_bit(0, from, last), 1 end
-    local found, size = -1, 4
-    local byte = floor(from / 8) + 1
-    if ask.count < 7 then
-      local text = call('GETRANGE', bits[ask.protocol], byte - 1, floor(last / 8))
-      for i = 1, #text do
-        local b = string.byte(text, i)
-        if b < 64 or b % 64 < 16 or b % 16 < 4 or b % 4 == 0 then
-          local at = (byte + i - 2) * 8
-          for pair, free in ipairs({b < 64, b % 64 < 16, b % 16 < 4, b % 4 == 0}) do
-            if free and at + 2 * pair - 2 >= from then return at + 2 * pair - 2, 2 end
-          end
-        end
-      end
-      return -1
-    end
-    for half, text in ipairs(halves()) do
-      local start = byte
+  -- From a number on, the first four free ones that lie in one half of a byte.
+  local function next_four(from)
+    local found
+    for half = 1, 2 do
+      local start, number = floor(from / 8) + 1, nil
       repeat
-        local at = string.find(text, '\0', start, true)
-        local number = at and (at - 1) * 8 + (half - 1) * 4
-        if number and number >= from and number <= last and (found < 0 or number < found) then found = number end
+        local at = string.find(halves()[half], '\0', start, true)
+        number = at and (at - 1) * 8 + (half - 1) * 4
         start = at and at + 1
       until not at or number >= from
+      if number and (not found or number < found) then found = number end
     end
-    return found, size
+    return found
   end
 
-  -- The lowest block inside one span.
+  -- The lowest block inside one span. A window is tried from its end: what is taken there moves it on by the most.
+  -- Where a block is of seven or more, it has four numbers in one half of a byte: only there it is looked for.
   local function find_block(first, last)
-    local count, align, from = ask.count, ask.align, first
-    while from + count - 1 <= last do
-      local seed, size = next_seed(from, last)
-      if seed < 0 then return nil end
-      local left = seed
-      while left > from and seed - left < size - 1 and call('GETBIT', bits[ask.protocol], left - 1) == 0 do
-        left = left - 1
+    local count, align, bytes = ask.count, ask.align, text()
+    local start, till = first, last - count + 1
+    local most = till
+    while true do
+      if count >= 7 and not space.dry_run and (most == till or start > most) then
+        local four = next_four(start)
+        if not four then return nil end
+        start, most = math.max(start, four - 3), math.min(till, four)
       end
-      local right = next_bit(1, math.min(seed + size, last + 1), last)
-      right = right < 0 and last or right - 1
-      local start = math.ceil(left / align) * align
-      while start + count - 1 <= right do
+      start = math.ceil(start / align) * align
+      if start > till then return nil end
+      if start <= most then
         local taken
         for number = start + count - 1, start, -1 do
-          if is_busy(number) then
+          if floor(string.byte(bytes, floor(number / 8) + 1) / TWO[number % 8 + 1]) % 2 == 1 or is_busy(number) then
             taken = number
             break
           end
         end
         if not taken then return start end
-        start = math.ceil((taken + 1) / align) * align
+        start = taken + 1
       end
-      from = right + 1
     end
   end
 
@@ -122,34 +116,34 @@ local function picker(space)
       end
       return
     end
-    local at = first
+    local span = format('%s %d %d', ask.protocol, first, last)
+    local at = reached[span] or first  -- asks of one request often want the same
     while ask.missing > 0 do
       local from = next_bit(0, at, last)
-      if from < 0 then return end
+      if from < 0 then break end
       local till = ask.missing > 1 and next_bit(1, from + 1, math.min(last, from + 255)) or from + 1
       if till < 0 then till = math.min(last, from + 255) + 1 end
       for number = from, till - 1 do
         if ask.missing > 0 and not is_busy(number) then take(number) end
+        if ask.missing > 0 or ask.last == number then at = number + 1 end
       end
-      at = till
     end
+    reached[span] = at
   end
 
   local function search_marked()
-    local number, names, free = ask.spans[1][1], {}, true
-    for name, record in pairs(space.in_the_way(ask.protocol, number)) do
-      if not gone[name] then
-        names[#names + 1] = name
-        free = free and string.sub(record, 1, 2) == 'f '
-      end
+    local number, found, marked, free = ask.spans[1][1], space.in_the_way(ask.protocol, ask.spans[1][1]), false, #shut == 0
+    for _, record in pairs(found) do
+      marked = true
+      free = free and string.sub(record, 1, 2) == 'f '
     end
     for _, kind in ipairs(ask.kinds) do
-      free = free and not busy[kind][number] and (#names > 0 or call('GETBIT', bits[kind], number) == 0)
+      free = free and not busy[kind][number] and (marked or call('GETBIT', bits[kind], number) == 0)
     end
     if not free then return end
-    for _, name in ipairs(names) do
+    for name in pairs(found) do
+      if not gone[name] then self.evicted[#self.evicted + 1] = name end
       gone[name] = true
-      self.evicted[#self.evicted + 1] = name
     end
     take(number)
   end
@@ -179,20 +173,42 @@ local function picker(space)
     return held + ask.count > ask.limit
   end
 
-  local function blocked(ticket)
-    wanted_before = {tcp = {}, udp = {}}
-    for _, other in ipairs(space.waiting and space.tickets() or {}) do
-      if ticket > 0 and tonumber(other) >= ticket then break end
-      local place = space.place(other)
-      if space.share_kind(place, ask) then
-        if place.explicit and not ask.explicit then
-          for _, kind in ipairs(space.KINDS[place.protocol]) do wanted_before[kind][place.spans[1][1]] = true end
-        elseif space.overlap(place, ask) then
-          return true
+  local function find_shut(ticket)
+    shut = {}
+    if not space.waiting then return end
+    before = before or space.wanted(space.tickets(ticket > 0 and format('%016.0f', ticket) or nil))
+    for _, place in ipairs(before) do
+      local protocol = match(place.wanted, '^%l+')
+      if protocol == ask.protocol or protocol == 'both' or ask.protocol == 'both' then
+        for first, last in string.gmatch(place.wanted, '(%d+) (%d+)') do
+          first, last = tonumber(first), tonumber(last)
+          for _, span in ipairs(ask.spans) do
+            if first <= span[2] and span[1] <= last then
+              shut[#shut + 1] = {first, last}
+              break
+            end
+          end
         end
       end
     end
-    return false
+  end
+
+  -- What is left of a span without those that are shut.
+  local function open_parts(first, last)
+    local parts = {{first, last}}
+    for _, hole in ipairs(shut) do
+      local left = {}
+      for _, part in ipairs(parts) do
+        if hole[1] > part[2] or hole[2] < part[1] then
+          left[#left + 1] = part
+        else
+          if part[1] < hole[1] then left[#left + 1] = {part[1], hole[1] - 1} end
+          if hole[2] < part[2] then left[#left + 1] = {hole[2] + 1, part[2]} end
+        end
+      end
+      parts = left
+    end
+    return parts
   end
 
   local function parse(at)
@@ -211,12 +227,11 @@ local function picker(space)
     local rotated = {}
     for index = 1, count do
       at = parse(at)
-      careful = careful or count > 1 or #ask.spans > 1 or space.waiting
+      careful = careful or count > 1 or #ask.spans > 1
       if over_limit() then
         self.why = 'limit'
-      elseif blocked(ticket) then
-        self.why = 'queue'
       else
+        find_shut(ticket)
         if ask.protocol == 'both' and not merged then
           call('BITOP', 'OR', KEYS[6], KEYS[4], KEYS[5])
           merged = true
@@ -225,11 +240,12 @@ local function picker(space)
           search_marked()
         else
           for _, span in ipairs(search_order()) do
-            if ask.missing == 0 then break end
-            search(unpack(span))
+            for _, part in ipairs(#shut > 0 and open_parts(unpack(span)) or {span}) do
+              if ask.missing > 0 then search(unpack(part)) end
+            end
           end
         end
-        if ask.missing > 0 then self.why = 'taken' end
+        if ask.missing > 0 then self.why = #shut > 0 and 'queue' or 'taken' end
         if ask.rotate > 0 then rotated['last/' .. ask.range] = ask.last end
       end
       if self.why then
@@ -270,14 +286,22 @@ local function picker(space)
     return '', ''
   end
 
-  -- The ask in hand as a place in the queue keeps it.
+  -- The ask in hand as a place in the queue keeps it: the same for all who want the same numbers.
   function self.wanted()
-    local words = {ask.explicit and '1' or '0', ask.protocol}
-    for _, span in ipairs(ask.spans) do
-      words[#words + 1] = span[1]
-      words[#words + 1] = span[2]
+    local spans, words = {}, {}
+    for i, span in ipairs(ask.spans) do spans[i] = span end
+    table.sort(spans, function(a, b) return a[1] < b[1] end)
+    local first, last
+    for _, span in ipairs(spans) do
+      if last and span[1] <= last + 1 then
+        last = math.max(last, span[2])
+      else
+        if last then words[#words + 1] = first .. ' ' .. last end
+        first, last = span[1], span[2]
+      end
     end
-    return table.concat(words, ' ')
+    if last then words[#words + 1] = first .. ' ' .. last end
+    return ask.protocol .. ' ' .. table.concat(words, ' ')
   end
 
   return self

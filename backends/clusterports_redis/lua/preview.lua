@@ -1,13 +1,13 @@
 -- flags: none
 -- parts: clock space time pick
 -- reads: 'schema'
--- What acquire would give now. Writes nothing but scratch.
+-- What acquire would give now. Writes nothing that stays.
 -- KEYS  see space.lua, and pick.lua
 -- ARGV  number of asks, then the asks, see pick.lua
 -- Returns {'PREVIEW', 'port port ...'}, {'EMPTY'} where there is no space, or {'FULL', ...} as acquire
 if not gap then return {'EMPTY'} end
 local space = rare(clock, min_ttl, next_due)
-space.waiting = true
+space.waiting, space.dry_run = true, true
 local picked = picker(space)
 picked.pick(2, tonumber(ARGV[1]), 0)
 if picked.why then

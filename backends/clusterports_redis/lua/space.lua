@@ -5,7 +5,8 @@
 --          min_ttl          of live leases, 0: none; never too high
 --          next             when something is due first, on the lease clock; never too late
 --          lease/<id>       incarnation expires nominal ttl token instance
---          done/<id>        floor highest;number since fence port port ...;number -    (the last: full or abandoned)
+--          done/<id>        floor highest;number since fence port port ...;number w<ticket>;number -
+--                           (queued; full or abandoned)
 --          name/<instance>  id of the lease under this name
 --          tcp/<port>       h lease fence since hold note           (held; hold: see pick.lua)
 --                           c lease fence since until note          (cooling)
@@ -13,7 +14,7 @@
 --          last/<range>     the number last given to an ask with rotate
 --          owned/<tag>      how many ports are held under a limit
 --          foreign/<range>  how many are marked
---          wait/<ticket>    lease explicit protocol first last first last ...
+--          wait/<ticket>    lease protocol first last first last ...    (spans ascend and lie apart)
 --   due    lease/<id> by expiry, tcp/<port> by the end of its cooling or mark, wait/<ticket> by the end of its window;
 --          on the lease clock
 --   ports  <id>/tcp/<port> for each held port, lease/<id> for each lease, wait/<ticket> for each place in the queue:
@@ -207,33 +208,35 @@ local function rare(clock, min_ttl, next_due)
 
   -- ---------------------------------------------------------------- queue
 
-  function self.tickets(limit)
-    local found = call('ZRANGE', PORTS, '[wait/', '(wait0', 'BYLEX', 'LIMIT', 0, limit or -1)
+  function self.tickets(before, limit)
+    local found = call('ZRANGE', PORTS, '[wait/', before and '(wait/' .. before or '(wait0', 'BYLEX', 'LIMIT', 0,
+                       limit or -1)
     for i, name in ipairs(found) do found[i] = string.sub(name, 6) end
     return found
   end
 
+  -- A place: its lease, and what it waits for.
   function self.place(ticket)
     local record = call('HGET', STATE, format('wait/%016.0f', tonumber(ticket)))
     if not record then return nil end
-    local lease, explicit, protocol, rest = match(record, '^(%d+) ([01]) (%l+) ?(.*)$')
+    local lease, wanted = match(record, '^(%d+) (%l+.*)$')
     if not lease then self.damaged('wait/' .. ticket) end
-    local spans = {}
-    for first, last in string.gmatch(rest, '(%d+) (%d+)') do spans[#spans + 1] = {tonumber(first), tonumber(last)} end
-    return {lease = lease, explicit = explicit == '1', protocol = protocol, spans = spans}
+    return {lease = lease, wanted = wanted}
   end
 
-  function self.share_kind(one, other)
-    return one.protocol == other.protocol or one.protocol == 'both' or other.protocol == 'both'
-  end
-
-  function self.overlap(one, other)
-    for _, a in ipairs(one.spans) do
-      for _, b in ipairs(other.spans) do
-        if a[1] <= b[2] and b[1] <= a[2] then return true end
+  -- What those with these tickets wait for: each thing once, with the ticket of the first.
+  function self.wanted(tickets)
+    local fields, seen, found = {}, {}, {}
+    for i, ticket in ipairs(tickets) do fields[i] = 'wait/' .. ticket end
+    for i, record in ipairs(self.records(fields)) do
+      local wanted = match(record or '', '^%d+ (%l+.*)$')
+      if not wanted then self.damaged(fields[i]) end
+      if not seen[wanted] then
+        seen[wanted] = true
+        found[#found + 1] = {ticket = tickets[i], wanted = wanted}
       end
     end
-    return false
+    return found
   end
 
   function self.enter_queue(ticket, id, wanted, till)
@@ -246,27 +249,17 @@ local function rare(clock, min_ttl, next_due)
 
   function self.leave(ticket)
     local name = format('wait/%016.0f', tonumber(ticket))
-    if call('HDEL', STATE, name) == 0 then return end
     call('ZREM', PORTS, name)
     call('ZREM', DUE, name)
-    self.changed = true
+    if call('HDEL', STATE, name) == 1 then self.changed = true end
   end
 
-  -- Tell those of the first in the queue for whom nobody else is before them. Only a hint: a user who may not
-  -- publish has waiters that find out by themselves.
+  -- Tell those of the first in the queue who wait for different things. Only a hint: a user who may not publish
+  -- has waiters that find out by themselves.
   function self.wake()
     if not (self.waiting and self.changed) then return end
-    local before = {}
-    for i, ticket in ipairs(self.tickets(16)) do
-      local place, first = self.place(ticket), true
-      for _, other in ipairs(before) do
-        if self.share_kind(other, place) and self.overlap(other, place) and (place.explicit or not other.explicit) then
-          first = false
-          break
-        end
-      end
-      if first then redis.pcall('PUBLISH', match(STATE, '^(.*):state$') .. ':wake:' .. ticket, '') end
-      before[i] = place
+    for _, head in ipairs(self.wanted(self.tickets(nil, 64))) do
+      redis.pcall('PUBLISH', match(STATE, '^(.*):state$') .. ':wake:' .. head.ticket, '')
     end
   end
 
@@ -275,8 +268,10 @@ local function rare(clock, min_ttl, next_due)
     call('ZREM', PORTS, 'lease/' .. id)
     call('HDEL', STATE, 'lease/' .. id, 'done/' .. id)
     if call('HGET', STATE, 'name/' .. lease.instance) == id then call('HDEL', STATE, 'name/' .. lease.instance) end
-    for _, ticket in ipairs(self.tickets()) do
-      if self.place(ticket).lease == id then self.leave(ticket) end
+    local tickets, fields = self.tickets(), {}
+    for i, ticket in ipairs(tickets) do fields[i] = 'wait/' .. ticket end
+    for i, record in ipairs(self.records(fields)) do
+      if match(record or '', '^(%d+) ') == id then self.leave(tickets[i]) end
     end
   end
 
@@ -341,7 +336,7 @@ local function rare(clock, min_ttl, next_due)
     local backlog = self.reclaim()
     local first = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
     self.next_due = tonumber(first[2] or NEVER)
-    self.waiting = #self.tickets(1) > 0
+    self.waiting = #self.tickets(nil, 1) > 0
     if self.waiting then
       self.next_due = 0
       self.wake()
