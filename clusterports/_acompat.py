@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["AsyncEvent", "AsyncLock", "AsyncWorker", "Event", "Lock", "Worker"]
+__all__ = ["AsyncEvent", "AsyncLock", "AsyncWorker", "Event", "Lock", "Worker", "cancels"]
 
 Lock = threading.Lock
 AsyncLock = asyncio.Lock
@@ -48,6 +48,12 @@ class AsyncEvent:
                 return await self._event.wait()
         except TimeoutError:
             return False
+
+
+def cancels() -> int:
+    """How often the current task was told to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 class Worker:

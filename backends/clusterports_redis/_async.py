@@ -242,7 +242,8 @@ class _Subscription(AsyncWatch):
         left = seconds
         try:
             while left > 0:
-                if await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=left) is not None:
+                message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=left)
+                if message is not None:
                     return
                 left = until - time.monotonic()
         except (redis_errors.RedisError, OSError):  # a lost hint; the next pause tries again

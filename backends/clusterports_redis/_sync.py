@@ -240,7 +240,8 @@ class _Subscription(Watch):
         left = seconds
         try:
             while left > 0:
-                if self._pubsub.get_message(ignore_subscribe_messages=True, timeout=left) is not None:
+                message = self._pubsub.get_message(ignore_subscribe_messages=True, timeout=left)
+                if message is not None:
                     return
                 left = until - time.monotonic()
         except (redis_errors.RedisError, OSError):  # a lost hint; the next pause tries again

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio  # async-only
 import logging
 import random
 import time
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
+from clusterports._acompat import cancels  # async-only
 from clusterports._lease import monotonic
 from clusterports.abc import AsyncWatch, Full, Gone, Granted, Port, Queued, Wait
 from clusterports.errors import BackendError, BindError, ClusterPortsError
@@ -59,6 +61,7 @@ class AsyncTaking:
         self._wants = wants
         self._wait = wait
         self._until = monotonic() + wait if wait else 0.0
+        self._cancels = cancels()  # async-only
         self._opened: list[tuple[HostLease, int]] = []
 
     async def run(self, lease: HostLease | None = None, reply: Reply | None = None) -> None:
@@ -170,6 +173,9 @@ class AsyncTaking:
                 # Stale: the answer to an earlier copy of the request was lost on the way. It gave nothing; ask anew.
                 answer = None
                 allocator._check_process()
+                if cancels() > self._cancels:  # async-only
+                    # A client library took it for a timeout of its own, and went on.
+                    raise asyncio.CancelledError
         except BaseException:
             if ticket:
                 lease.leave(ticket)

@@ -152,7 +152,7 @@ class AsyncPortAllocator:
         self._ranges = Ranges(given.port_ranges().values() if ranges is None else ranges)
         if probe is not False and probe != "auto" and not callable(probe):
             raise ConfigurationError(f'probe: must be "auto", False or a function, got {show(probe)}')
-        self._probe = False if probe == "auto" and not given.probe else probe
+        self._probe: Probe | Literal["auto", False] = False if probe == "auto" and not given.probe else probe
         self._elsewhere: set[str] = set()  # hosts where no port is probed
         self._sockets = probe if isinstance(probe, HeldSockets) else None
         self._warned: set[str] = set()
@@ -669,7 +669,7 @@ class AsyncPortAllocator:
     def _socket(self, port: AsyncAllocation, protocol: Literal["tcp", "udp"] | None) -> socket.socket:
         kinds: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp") if port.protocol == "both" else (port.protocol,)
         kind = kinds[0] if protocol is None and len(kinds) == 1 else protocol
-        if kind not in kinds:
+        if kind is None or kind not in kinds:
             raise ConfigurationError(f"protocol: must be {' or '.join(kinds)} for this port, got {show(protocol)}")
         if not is_local(port.host):
             raise ConfigurationError(f"host: a socket can be bound on this machine only, the port is on {port.host!r}")

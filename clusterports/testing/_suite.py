@@ -589,7 +589,12 @@ class _Conformance:
         assert [11, 10, 13] == [one.take(ask(10, 20, protocol=p))[0].number for p in ("tcp", "udp", "both")]
         assert exact(Released(0)) == exact(one.release(port._replace(protocol="tcp"), port._replace(protocol="udp")))
         assert exact(Released(1)) == exact(one.release(port))
-        assert [12, 12] == numbers(one.take(ask(12, 12), ask(12, 12, protocol="udp")))
+        tcp, udp = one.take(ask(12, 12), ask(12, 12, protocol="udp"))
+        assert (12, 12) == (tcp.number, udp.number)
+        for each in (tcp, udp):
+            assert exact(Full(0, None, False)) == exact(one.ask(ask(12, 12, protocol="both")))
+            assert exact(Released(1)) == exact(one.release(each))
+        assert [12] == numbers(one.take(ask(12, 12, protocol="both")))
 
     def test_both_in_one_step(self, world: _World) -> None:
         """What an ask takes of one protocol, the next ask of the step does not get of both, and the other way round."""
@@ -651,10 +656,14 @@ class _Conformance:
             given.append(numbers(ports))
             one.release(*ports)
         assert [[20], [21, 30], [31, 20], [21]] == given
-        assert [30, 31, 20, 21, 10] == numbers(one.take(asked._replace(count=5)))
-        other = asked._replace(range="display", protocol="udp")
-        assert [20] == numbers(one.take(other))
-        assert [21] == numbers(one.take(other))
+        for expected in ([30, 31, 20, 21, 10], [20, 21, 30, 31, 10]):
+            ports = one.take(asked._replace(count=5))
+            assert expected == numbers(ports)
+            one.release(*ports)
+        for range, number in (("display", 20), ("display", 21), ("backup", 20), ("display", 30)):
+            ports = one.take(asked._replace(range=range, protocol="udp"))
+            assert [number] == numbers(ports)
+            one.release(*ports)
 
     def test_rotate_blocks(self, world: _World) -> None:
         """Blocks go round too, and may lie across the number where the round ends."""
@@ -861,19 +870,21 @@ class _Conformance:
         assert 0 == world.view().waiting
 
     def test_queue_and_others(self, world: _World) -> None:
-        """Those who want other numbers or the other protocol are not held up, and nobody waits for a bystander."""
+        """Nobody gets a number from spans that somebody before it waits for; other numbers and protocols are free."""
         one = world.open()
         one.take(ask(10, 10))
-        waiting = Ask("backup", ((10, 11), (20, 22)), 5)
-        ticket = world.open("x").queue(waiting).ticket
-        assert [12, 11, 23] == numbers(one.take(ask(12, 19), ask(11, 11, protocol="udp"), ask(23, 99)))
-        for competing in (ask(1, 10), ask(21, 21), one_port(22), ask(9, 99, protocol="both"), ask(1, 99, 2, align=1)):
+        ticket = world.open("x").queue(Ask("backup", ((10, 11), (20, 22)), 5)).ticket
+        asks = (ask(11, 19), ask(11, 11, protocol="udp"), ask(20, 99), ask(9, 40, 2, align=2))
+        assert [12, 11, 23, 14, 15] == numbers(one.take(*asks))
+        for competing in (ask(10, 11), ask(21, 21), one_port(22), ask(20, 22, protocol="both"), ask(20, 23, 2)):
             reply = one.ask(competing)
             assert isinstance(reply, Full)
             assert "queue" == reply.why
         assert exact(Full(1, None, False, "queue")) == exact(one.ask(ask(30, 30), ask(20, 20)))
-        reply = one.queue(ask(22, 30))
+        reply = one.queue(ask(22, 30, 9))
         assert (True, False) == (reply.ticket > ticket, reply.first)
+        assert exact(Full(0, None, False, "queue")) == exact(one.ask(ask(30, 30)))
+        assert [31] == numbers(one.take(ask(30, 31)))
 
     def test_queue_for_one_number(self, world: _World) -> None:
         """A number that somebody before wants explicitly is left out of automatic picks, and holds nobody up."""
@@ -885,8 +896,8 @@ class _Conformance:
         assert [10, 12] == numbers(one.take(ask(10, 20, 2)))
         assert [10, 12] == numbers(one.take(ask(10, 20, 2, protocol="udp")))
         assert [13, 14] == numbers(one.take(ask(11, 20, 2, align=1, protocol="both")))
-        assert exact(Full(0, None, False)) == exact(one.ask(ask(11, 11)))
-        assert exact(Full(0, None, False, "queue")) == exact(one.ask(one_port(11)))
+        for competing in (ask(11, 11), one_port(11), ask(11, 14)):
+            assert exact(Full(0, None, False, "queue")) == exact(one.ask(competing))
         assert [16] == numbers(one.take(one_port(16)))
         assert [11] == numbers(_ports(two.ask(wanted, wait=Wait(LONG, ticket))))
 
@@ -912,17 +923,16 @@ class _Conformance:
         """Who asks again in time keeps its place, however long it takes."""
         one, two = world.open("one"), world.open("two")
         one.take(ask(10, 10))
-        window = world.ttl // 2
-        ticket = two.queue(ask(10, 10), window=window).ticket
+        ticket = two.queue(ask(10, 10), window=world.ttl).ticket
         again: list[tuple[int, bool]] = []
 
         def long_enough() -> bool:
-            again.append(two.queue(ask(10, 10), ticket, window)[:2])
             assert 1 == world.view().waiting
-            return len(again) == 20
+            again.append(two.queue(ask(10, 10), ticket, world.ttl)[:2])
+            return len(again) == 24
 
-        world.until(long_enough, within=5 * world.clock.ttl)
-        assert [(ticket, True)] * 20 == again
+        world.until(long_enough, within=6 * world.clock.ttl)
+        assert [(ticket, True)] * 24 == again
 
     def test_giving_up(self, world: _World) -> None:
         """Without a window a place is given up, unless there is enough now."""
@@ -960,19 +970,72 @@ class _Conformance:
         assert 0 == world.view().waiting
 
     def test_queued_request_is_settled(self, world: _World) -> None:
-        """A late copy of a request that was queued is stale: it gets neither ports nor a place."""
+        """A late copy of a request that was queued gets no ports: its ticket while that is good, else nothing."""
         one, two = world.open("one"), world.open("two")
         (port,) = one.take(ask(10, 10))
         queued = two.ask(ask(10, 10), number=1, wait=Wait(world.ttl // 4))
         assert isinstance(queued, Queued)
-        world.until(lambda: world.view().waiting == 0, within=world.clock.ttl)
         one.release(port)
+        again = two.ask(ask(10, 10), number=1, wait=Wait(LONG))
+        assert isinstance(again, Queued)
+        assert (queued.ticket, False, 1) == (again.ticket, again.first, world.view().waiting)
+        assert exact(Stale(1)) == exact(two.ask(ask(10, 10), number=1))
+        world.until(lambda: world.view().waiting == 0, within=world.clock.ttl)
         assert exact(Stale(1)) == exact(two.ask(ask(10, 10), number=1, wait=Wait(LONG)))
         granted = two.ask(ask(10, 10), number=2, floor=1, wait=Wait(LONG, queued.ticket))
         assert isinstance(granted, Granted)
         assert exact(granted) == exact(two.ask(ask(10, 10), number=2, floor=1, wait=Wait(LONG, queued.ticket)))
         assert exact(Stale(1)) == exact(two.ask(ask(10, 10), number=1, floor=1, wait=Wait(LONG)))
         assert (0, {("tcp", 10): "held"}) == (world.view().waiting, world.states())
+
+    def test_kept_when_met(self, world: _World) -> None:
+        """Who keeps its place gets ports and is waited for all the same, until it leaves or its window is over."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10, 11))
+        ticket = two.queue(ask(10, 11, 2)).ticket
+        one.release(port)
+        for window in (LONG, world.ttl // 4):
+            granted = two.ask(ask(10, 11, 2), wait=Wait(window, ticket, keep=True))
+            assert exact(Released(2)) == exact(two.release(*_ports(granted)))
+            assert exact(Full(0, None, False, "queue")) == exact(one.ask(ask(10, 11)))
+            assert 1 == world.view().waiting
+        world.until(lambda: world.view().waiting == 0, within=world.clock.ttl)
+        assert isinstance(one.ask(ask(10, 11), wait=Wait(LONG, keep=True)), Granted)
+        assert 0 == world.view().waiting
+
+    def test_left(self, world: _World) -> None:
+        """A heartbeat gives up the places that its sender has no use for, and nobody else's."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        mine, others = [one.queue(ask(10, 10)).ticket for _ in range(3)], two.queue(ask(10, 10)).ticket
+        left = one.renewal()._replace(left=(mine[0], mine[2], others, 1))
+        assert exact([Renewed(False)]) == exact(world.store.renew([left]))
+        assert 2 == world.view().waiting
+        assert [True, False] == [one.queue(ask(10, 10), mine[1]).first, two.queue(ask(10, 10), others).first]
+
+    def test_abandoned_in_the_queue(self, world: _World) -> None:
+        """A queued request that is abandoned has no place any more, and is stale if it arrives again."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        one.ask(ask(10, 10), number=2, wait=Wait(LONG))
+        behind = two.queue(ask(10, 10)).ticket
+        assert exact(Renewed(False)) == exact(one.renew(2))
+        assert 1 == world.view().waiting
+        assert exact(Stale(2)) == exact(one.ask(ask(10, 10), number=2, wait=Wait(LONG)))
+        assert two.queue(ask(10, 10), behind).first
+
+    def test_places_fall_with_the_lease(self, world: _World) -> None:
+        """Nobody waits for one whose lease ended."""
+        one, two, dead = world.open("one"), world.open("two"), world.open("dead", ttl=world.ttl)
+        (port,) = one.take(ask(10, 10))
+        for actor in (two, two, dead):
+            actor.queue(ask(10, 10))
+        one.release(port)
+        assert exact(Closed(False)) == exact(two.close())
+        assert 1 == world.view().waiting
+        world.until(lambda: world.view().waiting == 0, within=4 * world.clock.ttl)
+        assert ["one"] == [lease.instance for lease in world.view().leases]
+        assert isinstance(one.ask(ask(10, 10)), Granted)
 
     def test_dead_waiter(self, world: _World) -> None:
         """A waiter whose lease ran out holds nobody up for longer than its window."""
@@ -989,28 +1052,35 @@ class _Conformance:
     # ------------------------------------------------------------ watch
 
     @pytest.mark.parametrize("when", ["before", "meanwhile"])
-    @pytest.mark.parametrize("event", ["release", "close", "mark", "ahead"])
+    @pytest.mark.parametrize("event", ["release", "close", "mark", "served", "gives up"])
     def test_wakes(self, world: _World, when: str, event: str) -> None:
         """Where the backend says that it wakes, whoever waits is woken when its turn has come, long before its time."""
         if Capability.WAKES not in world.store.capabilities:
             pytest.skip("this backend wakes nobody")
         one, ahead, two = world.open("one"), world.open("ahead"), world.open("two")
-        (port,) = one.take(ask(10, 10))
-        before = ahead.queue(ask(10, 10)).ticket if event == "ahead" else 0
-        ticket = two.queue(ask(10, 10)).ticket
-        if before:
-            one.release(port)
+        held, asked, its = 1, ask(10, 10), ask(10, 10)
+        if event == "served":
+            held, asked, its = 2, ask(10, 12), ask(10, 12, 2)
+        elif event == "gives up":
+            asked, its = ask(10, 11), ask(10, 11, 2)
+        ports = one.take(ask(10, 11, held))
+        before = ahead.queue(its).ticket if its != asked else 0
+        ticket = two.queue(asked).ticket
+        if event == "served":
+            one.release(*ports)
 
         def act() -> None:
             match event:
                 case "release":
-                    one.release(port)
+                    one.release(*ports)
                 case "close":
                     one.close()
                 case "mark":
-                    one.mark(port, most=0)
-                case "ahead":
-                    ahead.release(*_ports(ahead.ask(ask(10, 10), wait=Wait(0, before))))
+                    one.mark(*ports, most=0)
+                case "served":
+                    assert isinstance(ahead.ask(its, wait=Wait(0, before)), Granted)
+                case "gives up":
+                    assert isinstance(ahead.ask(its, wait=Wait(0, before)), Full)
 
         watch = world.store.watch(world.space, ticket)
         try:
@@ -1020,10 +1090,10 @@ class _Conformance:
                 watch.wait(60)
             else:
                 self.while_waiting(watch, 60, act)
-            reply = two.ask(ask(10, 10), wait=Wait(LONG, ticket))
+            reply = two.ask(asked, wait=Wait(LONG, ticket))
             while isinstance(reply, Queued):
                 watch.wait(60)
-                reply = two.ask(ask(10, 10), wait=Wait(LONG, ticket))
+                reply = two.ask(asked, wait=Wait(LONG, ticket))
         finally:
             watch.close()
             watch.close()

@@ -587,3 +587,17 @@ async def test_ephemeral_warning(memory_kit: Kit, call: str, caplog: pytest.LogC
     again = memory_kit.allocator(ranges=spans, host=HERE, probe=False)
     await result(again.acquire(name))
     assert [expected] == caplog.messages
+
+
+async def test_only_so_often(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that refuses everything is not asked for ever: the call ends, also one that would wait for long."""
+    for kind in ("sync", "async"):
+        monkeypatch.setattr(f"clusterports._{kind}.acquire.TRIES", 4)
+    busy = Outside(*range(100, 130))
+    ports = kit.allocator(ranges=[PortRange("r", 100, 129)], probe=busy)
+    with pytest.raises(PortsExhausted):
+        await result(ports.acquire("r"))
+    assert 4 == len(busy.asked)
+    with pytest.raises(PortsExhausted, match=r"within 0\.1 s$"):
+        await result(ports.acquire("r", wait=0.1))
+    assert len(busy.asked) <= 12

@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from allocator.kit import Fault, Kit, Outside, begin, eventually, finished, numbers, result
+import redis
+import redis.asyncio
+from allocator.kit import HOST, Fault, Kit, Outside, begin, eventually, finished, numbers, result
 
 from clusterports import (
     BackendUnavailable,
@@ -20,6 +22,7 @@ from clusterports import (
     PortRequest,
     PortsExhausted,
 )
+from clusterports._names import host_space
 from clusterports.abc import AsyncWatch, Watch
 from clusterports.probe import Verdict
 
@@ -583,3 +586,91 @@ async def test_not_with_many(kit: Kit) -> None:
         await result(holder.acquire_many([PortRequest("r")]))
     await result(held[1].release())
     assert [100, 101] == numbers(await finished(pair))
+
+
+# -------------------------------------------------------------------- what is left behind
+
+
+async def test_cancelled_gives_up_its_place(store: servers.Store) -> None:
+    """A task that is cancelled, while its allocator goes on, gives up its place with the next heartbeat."""
+    kit = Kit("async", store)
+    holder, ports = (kit.allocator(ranges=[ONE], ttl=LONG) for _ in range(2))
+    held = await holder.acquire("r")
+    waiter = await queued(kit, ports)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await eventually(0, kit.waiting)
+    await held.release()
+    assert 100 == (await ports.acquire("r")).number
+    await kit.finish()
+
+
+async def test_a_cancel_before_the_answer(memory: servers.MemoryStore) -> None:
+    """The place of a request whose answer nobody saw is given up too."""
+    kit = Kit("async", memory)
+    flaky = kit.flaky()
+    holder, ports = kit.allocator(ranges=[ONE], ttl=LONG), kit.allocator(ranges=[ONE], ttl=LONG, backend=flaky)
+    await holder.acquire("r")
+    await (await ports.acquire(None, port=7)).release()  # its lease is open
+    error = BackendUnavailable("no answer", unknown=True)
+    flaky.faults["acquire"] = Fault(error, after=True, times=1)
+    with pytest.raises(BackendUnavailable):
+        await ports.acquire("r", wait=LONG)
+    await eventually(0, kit.waiting)
+    await kit.finish()
+
+
+async def test_other_ranges_stay_open(kit: Kit) -> None:
+    """Who waits for one range shuts nothing of another but the numbers that both have."""
+    wide, narrow = PortRange("wide", 90, 110), PortRange("narrow", 100, 101)
+    holder, ports = kit.allocator(ranges=[wide, narrow]), kit.allocator(ranges=[wide, narrow])
+    held = await result(holder.acquire("narrow", count=2))
+    waiter = await queued(kit, ports, "narrow")
+    assert [*range(90, 100), *range(102, 111)] == numbers(await result(holder.acquire("wide", count=19)))
+    with pytest.raises(PortsExhausted, match=r"others wait for them already$"):
+        await result(holder.acquire("wide"))
+    await result(held[1].release())
+    assert 101 == int(await finished(waiter))
+
+
+async def test_tried_out_in_turn(kit: Kit) -> None:
+    """Who is refused a port by the machine keeps its place, and the next one waits until it has another."""
+    busy = Outside(100)
+    holder, first, second = (
+        kit.allocator(ranges=[TWO]),
+        kit.allocator(ranges=[TWO], probe=busy),
+        kit.allocator(ranges=[TWO]),
+    )
+    held = await result(holder.acquire("r", count=2))
+    one = await queued(kit, first)
+    two = await queued(kit, second)
+    await result(held[0].release())
+    await eventually({100: "foreign", 101: "held"}, kit.ports)
+    await result(held[1].release())
+    assert 101 == int(await finished(one))
+    assert (1, False) == (kit.waiting(), two.done())
+    two.cancel()
+
+
+async def test_connections_of_the_caller(kind: str, valkey: servers.ServerStore) -> None:
+    """Those who wait take no connection from a pool of the caller's, which a heartbeat may need."""
+    library = redis if kind == "sync" else redis.asyncio
+    pool = library.ConnectionPool.from_url(valkey.url, max_connections=2)
+    client = library.Redis(connection_pool=pool)
+    kit = Kit(kind, valkey)
+    ports = kit.allocator(client=client, ranges=[ONE])
+    held = await result(ports.acquire("r"))
+    waiters = [begin(ports.acquire, "r", wait=LONG) for _ in range(4)]
+    with valkey.connect() as visitor:
+        await eventually(4, lambda: visitor.read([host_space(HOST)])[0].waiting)
+    assert await result(ports._renew_all())
+    assert held.valid
+    for _ in range(4):
+        await result(held.release())
+        done, _ = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        held = next(iter(done)).result()
+        waiters = [other for other in waiters if other not in done]
+    await kit.finish()
+    await result(client.aclose() if kind == "async" else client.close())
+    await result(pool.disconnect())

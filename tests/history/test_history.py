@@ -157,7 +157,11 @@ def generate(seed: int, steps: int) -> list[Step]:
         return [("release", number(), rng.choice("mmmmx"), some(4), rng.choice((0, 0, 0, 0, 1, -1)))]
 
     def mark() -> list[Step]:
-        how = (rng.choice(RANGES), rng.choice((GRAIN, SECOND, 30 * SECOND)), rng.choice((0, 1, 2, 50)))
+        how = (
+            rng.choice(("backup", "backup", *RANGES)),
+            rng.choice((GRAIN, SECOND, 30 * SECOND)),
+            rng.choice((0, 1, 2, 50)),
+        )
         host = rng.choice(("", "", "kvm-08"))
         return [("mark", number(), rng.choice("mmmx"), some(3), rng.choice((0, 0, 0, 1, -1)), *how, host)]
 
@@ -168,6 +172,17 @@ def generate(seed: int, steps: int) -> list[Step]:
         taken = Ask("backup", tuple((n, n) for n in scattered), len(scattered) * 4 // 5, protocol)  # type: ignore[arg-type]
         few = [block(Ask("backup", spans_of("area"), protocol=rng.choice(("tcp", "udp", "both")))) for _ in range(3)]
         return [*acquire((taken,)), ("preview", number(), (few[0],)), *acquire((few[1],)), *acquire(tuple(few[1:]))]
+
+    def rounds() -> list[Step]:
+        """One range goes round, in single numbers and blocks, most of which are given back at once."""
+        low, size, name, circle = rng.randrange(40, 50), rng.choice((3, 4, 6)), rng.choice(RANGES), rng.choice((1, 2))
+        spans = ((low, low + size - 1), (low + 8, low + 7 + rng.choice((1, 3))), (low - 4, low - 1))
+        made: list[Step] = []
+        for _ in range(5):
+            asked = Ask(name, spans, rng.choice((1, 1, 2, size)), align=rng.choice((0, 1, 1, 2)), rotate=circle)
+            made += [("acquire", 1, "n", 0, "a", (asked,), None), ("preview", 1, (asked,))]
+            made += [("release", 1, "m", tuple(range(asked.count)), 0)] if rng.random() < 0.8 else []
+        return made
 
     def contested() -> list[Step]:
         """One number that is held, cools or is foreign, and those who want this very one."""
@@ -184,6 +199,7 @@ def generate(seed: int, steps: int) -> list[Step]:
                 [("release", 1, "m", (0,), 0)],
                 [marked],
                 [marked, ("close", 1, False, 2), *open_lease()],
+                [marked, *waits],
                 [marked, *waits],
                 waits,
             )
@@ -205,14 +221,14 @@ def generate(seed: int, steps: int) -> list[Step]:
                 asked = asked._replace(spans=((first, first),), count=1, explicit=True)
             made += acquire((asked,), (rng.choice((5 * SECOND, 100 * SECOND)), "n", 0))
         ends: list[Step] = [
-            ("release", 1, "m", (0, 1, 2), 0),
+            *(("release", 1, "m", (0, 1, 2), 0), ("release", 1, "m", (0,), 0)),
             ("mark", 1, "m", (0, 1, 2), 0, "backup", SECOND, 1, ""),
             ("close", 1, False, 2),
             ("time", TTLS[1] + SECOND),
         ]
-        made += [("time", rng.choice((0, GRAIN, SECOND))), rng.choice(ends)]
+        made += [("time", rng.choice((0, 0, GRAIN, SECOND))), rng.choice(ends)]
         for _ in range(4):
-            made += acquire((asked,), (rng.choice(WINDOWS), "o", number()))
+            made += acquire((asked,), (rng.choice(WINDOWS), rng.choice("ooox"), number()))
         newcomer = acquire((all_three._replace(count=1),))
         at = rng.randrange(len(made))
         return [*made[:at], *newcomer, ("preview", 1, (asked, all_three)), *made[at:]]
@@ -248,7 +264,8 @@ def generate(seed: int, steps: int) -> list[Step]:
         (30, one_acquire),
         (4, line),
         (2, fragments),
-        (3, contested),
+        (4, contested),
+        (2, rounds),
         (16, release),
         (6, mark),
         (4, lambda: [("preview", number(), asks())]),
@@ -344,7 +361,7 @@ class Player:
             self.incarnations.append(reply.incarnation)
         elif isinstance(reply, Granted):
             index = self.holders.index((args[0], args[1]))
-            self.ports += [(index, port) for port in reply.ports[:3]]
+            self.ports += [(index, port) for port in reply.ports[:6]]
             self.seen |= {f"Granted {port.protocol}" for port in reply.ports}
             self.seen |= {
                 name for ask in args[3] for name in ("align", "rotate", "limit", "explicit") if getattr(ask, name)
@@ -412,10 +429,17 @@ class Player:
             return index, asks, 0
         if whose == "f":
             return index, asks, self.modelled.space(self.holders[index][0])._fence + 1 + number % 3
-        owner, ticket, wanted = self.tickets[-1 - number % min(len(self.tickets), 6)]
+        recent = self.tickets[-8:]
+        live = [each for each in recent if self.alive(*self.holders[each[0]])]
+        choice = live if live and number % 8 else recent
+        owner, ticket, wanted = choice[-1 - number // 8 % len(choice)]
         if whose == "w":
             return owner, wanted, ticket - 1 - number % 2
-        return (owner, wanted if number % 8 else asks, ticket) if whose == "o" else (index, asks, ticket)
+        if whose == "x":
+            space = self.holders[owner][0]
+            others = [i for i, one in enumerate(self.holders) if one[0] == space and i != owner and self.alive(*one)]
+            return (others[number // 64 % len(others)] if others else index), wanted, ticket
+        return owner, wanted if number // 64 % 8 else asks, ticket
 
     def release(self, holder: int, whose: str, which: tuple[int, ...], delta: int) -> Any:
         if (index := self.pick(holder)) is not None:
