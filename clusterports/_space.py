@@ -245,11 +245,10 @@ class Space:
                 if isinstance(granted, Granted):
                     self._release(lease, granted.ports, unused=True)
                 elif granted is not None:
-                    self._leave(granted)
+                    self._leave_own(lease, granted)
                 lease.done[number] = None
         for ticket in renewal.left:
-            if ticket in self._queue and self._queue[ticket][0] is lease:
-                self._leave(ticket)
+            self._leave_own(lease, ticket)
         lease.settle(renewal.floor)
         self._prolong(lease)
         return Renewed(backlog)
@@ -548,6 +547,11 @@ class Space:
 
     def _queued(self, ticket: int, *, first: bool) -> Queued:
         return Queued(ticket, first, self._first_due() - self._clock)
+
+    def _leave_own(self, lease: _Lease, ticket: int) -> None:
+        place = self._queue.get(ticket)
+        if place is not None and place[0] is lease:
+            self._leave(ticket)
 
     def _leave(self, ticket: int) -> None:
         """Give up a place, if it is one."""

@@ -92,7 +92,7 @@ class Ask(NamedTuple):
     """
 
     range: str
-    """The name that it is booked under; "" for none."""
+    """The name that it is booked under, as of a `PortRange`; "" for none."""
     spans: tuple[tuple[int, int], ...]
     count: int = 1  # type: ignore[assignment]  # hides tuple.count
     protocol: Protocol4 = "tcp"

@@ -25,6 +25,7 @@ from clusterports import (
     IncompatibleSchema,
     PortAllocator,
     PortRange,
+    PortsExhausted,
     Settings,
 )
 
@@ -39,6 +40,7 @@ SCRIPTS_ONLY = ["on", f">{SECRET}", "~clusterports:1:*", "-@all"]
 """A user that may do what the scripts do and nothing else; not INFO, not SCRIPT."""
 
 COMMANDS = [
+    *("+bitfield", "+bitop", "+getbit", "+getrange", "+del", "+set"),
     "+evalsha",
     "+eval",
     "+time",
@@ -203,6 +205,11 @@ async def test_tight_acl(server_kit: Kit, user: Any) -> None:
     ports = server_kit.allocator(url, instance="manager", ranges=[PortRange("r", 1, 500, quarantine=0)], ttl=0.5)
     held = await result(ports.acquire("r", count=200))
     await result(held[0].release())
+    block = await result(ports.acquire("r", count=8, contiguous=True, protocol="both"))
+    with pytest.raises(PortsExhausted):  # without SUBSCRIBE and PUBLISH, who waits finds out by itself
+        await result(ports.acquire("r", count=400, wait=0.1))
+    for port in block:
+        await result(port.release())
     await result(ports.status())
     await result(ports.detach())
     again = server_kit.allocator(url, instance="manager", ranges=[PortRange("r", 1, 500)])

@@ -2111,6 +2111,17 @@ class TestQueue:
         assert granted == one.ask(ask(10, 10), number=9, wait=Wait(WINDOW, ticket))
         assert 0 == world.view().waiting
 
+    def test_abandoned_place_of_another(self, world: World) -> None:
+        """Who abandons a request gives up its own place only, also where another has come back with that ticket."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        queued = one.ask(ask(10, 10), number=9, wait=Wait(SECOND))
+        assert isinstance(queued, Queued)
+        world.wait(SECOND)
+        assert queued.ticket == two.queue(ask(10, 10), queued.ticket).ticket
+        one.renew(9)
+        assert 1 == world.view().waiting
+
     def test_ticket_of_the_future(self, world: World) -> None:
         """A ticket that was never given is none, so none can be given twice."""
         one = world.open()

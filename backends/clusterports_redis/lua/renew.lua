@@ -23,7 +23,7 @@ local kept = {format('%.0f %.0f', floor, highest)}
 if #ARGV > 3 then space.check_types() end
 for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
   if abandoned[number] and match(entry, '^w') then
-    space.leave(string.sub(entry, 2))
+    left[#left + 1] = string.sub(entry, 2)
     entry = '-'
   elseif abandoned[number] and entry ~= '-' then
     local names, fences, members = {}, {}, {}
