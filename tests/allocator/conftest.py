@@ -33,6 +33,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+@pytest.fixture(params=["memory", "fakeredis", "valkey"])
+def store(request: pytest.FixtureRequest) -> servers.Store:
+    """Each kind of store, empty. The other server passes the suite and the histories, and what is in `server_kit`."""
+    found: servers.Store = request.getfixturevalue("fake_redis" if request.param == "fakeredis" else request.param)
+    return found
+
+
 @pytest_asyncio.fixture
 async def kit(kind: str, store: servers.Store) -> AsyncIterator[Kit]:
     """Both kinds on each store."""

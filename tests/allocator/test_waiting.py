@@ -655,7 +655,7 @@ async def test_tried_out_in_turn(kit: Kit) -> None:
 
 async def test_connections_of_the_caller(kind: str, valkey: servers.ServerStore) -> None:
     """Those who wait take no connection from a pool of the caller's, which a heartbeat may need."""
-    library = redis if kind == "sync" else redis.asyncio
+    library: Any = redis if kind == "sync" else redis.asyncio
     pool = library.ConnectionPool.from_url(valkey.url, max_connections=2)
     client = library.Redis(connection_pool=pool)
     kit = Kit(kind, valkey)
