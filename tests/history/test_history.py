@@ -641,7 +641,11 @@ def shortest(
     return steps, found
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("redis_store", "seed"),
+    [("fakeredis", 0), *((server, seed) for server in ("valkey", "redis7") for seed in SEEDS)],  # the first is slow
+    indirect=["redis_store"],
+)
 def test_same_as_the_state_machine(redis_store: servers.RedisStore, seed: int) -> None:
     """Every reply, everything visible and every key are those of the state machine, step by step."""
     steps = generate(seed, STEPS)
