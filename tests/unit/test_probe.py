@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import socket
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -112,23 +113,34 @@ def connection(number: int, *, listening: tuple[int, ...] = (), connecting: tupl
     with ExitStack() as opened:
         listener = opened.enter_context(open_socket(number=number, options=listening))
         listener.listen()
-        client = opened.enter_context(socket.socket())
-        for option in connecting:
-            client.setsockopt(socket.SOL_SOCKET, option, 1)
-        client.connect(listener.getsockname())
-        server = opened.enter_context(listener.accept()[0])
+        while True:
+            client = opened.enter_context(socket.socket())
+            for option in connecting:
+                client.setsockopt(socket.SOL_SOCKET, option, 1)
+            client.connect(listener.getsockname())
+            server = opened.enter_context(listener.accept()[0])
+            if len(states(client.getsockname()[1])) == 1:
+                break
+            for end in (client, server):  # an earlier connection left its mark on this local port: another one
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.close()
         yield Pair(listener, client, server)
 
 
-def wait_for_state(number: int, *states: str) -> None:
+def states(number: int) -> list[str]:
+    """Of all that the kernel's table shows with this local port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [row[3] for row in rows if int(row[1].split(":")[1], 16) == number]
+
+
+def wait_for_state(number: int, *wanted: str) -> None:
     """Until the kernel's table shows the port as a local one in one of the states, and in no other."""
     deadline = time.monotonic() + 5
     while True:
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        seen = {row[3] for row in rows if int(row[1].split(":")[1], 16) == number}
-        if seen and seen <= set(states):
+        seen = set(states(number))
+        if seen and seen <= set(wanted):
             return
-        assert time.monotonic() < deadline, f"port {number} is in states {seen}, not {states}"
+        assert time.monotonic() < deadline, f"port {number} is in states {seen}, not {wanted}"
         time.sleep(0.001)
 
 
