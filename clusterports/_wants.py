@@ -71,9 +71,7 @@ class Want:
             return PortInUse(host, full.holder)
         if self.fault is not None and full.why == "taken":
             return BindError(self.fault)
-        first, last = ask.spans[0] if ask.explicit else self._ranges.extent(ask.range)
-        if ask.explicit and ask.range:
-            first, last = self._ranges.extent(ask.range)
+        first, last = self._ranges.extent(ask.range) if ask.range else ask.spans[0]
         return PortsExhausted(
             ask.range,
             first,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 import os
 import time
@@ -34,7 +33,7 @@ from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from clusterports.abc import (
         Ask,
@@ -308,14 +307,8 @@ class AsyncRedisBackend(AsyncBackend):
         return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
 
     async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        count = 0
-        for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
-            part = ports[start : start + wire.RELEASE_AT_ONCE]
-            reply = wire.reply_of(await self._run("release", wire.keys(space), wire.release_args(holder, part)))
-            if isinstance(reply, Gone):
-                return reply
-            count += reply.count
-        return Released(count)
+        counted = await self._in_parts("release", space, ports, lambda part: wire.release_args(holder, part))
+        return counted if isinstance(counted, Gone) else Released(counted)
 
     async def mark_foreign(
         self,
@@ -328,15 +321,11 @@ class AsyncRedisBackend(AsyncBackend):
         most: int,
         host: str = "",
     ) -> Marked | Gone:
-        count = 0
-        for start in builtins.range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
-            part = ports[start : start + wire.RELEASE_AT_ONCE]
-            args = wire.foreign_args(holder, part, host, range, duration, most)
-            reply = wire.reply_of(await self._run("foreign", wire.keys(space), args))
-            if isinstance(reply, Gone):
-                return reply
-            count += reply.count
-        return Marked(count)
+        def args(part: Sequence[Port]) -> list[Any]:
+            return wire.foreign_args(holder, part, host, range, duration, most)
+
+        counted = await self._in_parts("foreign", space, ports, args)
+        return counted if isinstance(counted, Gone) else Marked(counted)
 
     async def watch(self, space: str, ticket: int) -> AsyncWatch:
         channel = wire.wake_channel(space, ticket)
@@ -394,6 +383,19 @@ class AsyncRedisBackend(AsyncBackend):
         await self._link.close()
 
     # ---------------------------------------------------------------- running scripts
+
+    async def _in_parts(
+        self, operation: str, space: str, ports: Sequence[Port], args: Callable[[Sequence[Port]], list[Any]]
+    ) -> int | Gone:
+        """Run an operation on ports, not too many at once: on how many it was done."""
+        count = 0
+        for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
+            part = ports[start : start + wire.RELEASE_AT_ONCE]
+            reply = wire.reply_of(await self._run(operation, wire.keys(space), args(part)))
+            if isinstance(reply, Gone):
+                return reply
+            count += reply.count
+        return count
 
     async def _run(self, operation: str, keys: tuple[str, ...], args: list[Any]) -> Any:
         script = getattr(self._scripts, operation)

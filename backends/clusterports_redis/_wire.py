@@ -164,15 +164,15 @@ def renew_args(renewal: Renewal) -> list[Any]:
 
 
 def release_args(holder: Holder, ports: Iterable[Port]) -> list[Any]:
-    args: list[Any] = [holder.lease, holder.incarnation]
-    for number, protocol, fence in ports:
-        args += (member(protocol, number), fence)
-    return args
+    return _add_ports([holder.lease, holder.incarnation], ports)
 
 
 def foreign_args(holder: Holder, ports: Iterable[Port], host: str, range: str, duration: int, most: int) -> list[Any]:
     note = _note(holder.instance, Ask(range, (), host=host))
-    args: list[Any] = [holder.lease, holder.incarnation, range, duration, most, note]
+    return _add_ports([holder.lease, holder.incarnation, range, duration, most, note], ports)
+
+
+def _add_ports(args: list[Any], ports: Iterable[Port]) -> list[Any]:
     for number, protocol, fence in ports:
         args += (member(protocol, number), fence)
     return args

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from clusterports._lease import HeldPort, HostLease
     from clusterports._wants import Want
     from clusterports.abc import Stale
-
-    Reply = Granted | Full | Queued | Gone | Stale
     from clusterports.probe import Probe, Verdict
 
     from .allocator import Allocation, PortAllocator
+
+    Reply = Granted | Full | Queued | Gone | Stale
 
 __all__ = ["Taking"]
 
@@ -100,10 +100,10 @@ class Taking:
                 reply = backend.preview(want.plan.space, (want.ask,))
                 if isinstance(reply, Granted):
                     want.given = [self._allocator._would_be(want.plan, port) for port in reply.ports]
-                    refused = [port for port, verdict in self._probe(want, by) if self._judge(want, port, verdict)]
+                    refused = self._refused(want, by)
                     if not refused:
                         break
-                    want.look_elsewhere(port.number for port in refused)
+                    want.look_elsewhere(port.number for port, _ in refused)
                     if len(want.refused) >= TRIES:
                         raise want.none_free(0.0)
                 elif reply.backlog and not looked:  # as it will be, once somebody has looked
@@ -203,27 +203,19 @@ class Taking:
 
     # ---------------------------------------------------------------- the probe
 
-    @staticmethod
-    def _probe(want: Want, by: Probe | Literal["auto", False]) -> list[tuple[HeldPort, Verdict]]:
-        """The ports that this machine does not have free."""
-        found = []
-        for port in want.given:
-            verdict = check(by, port.host, port.number, port.protocol)
-            if verdict.state != "free":
-                found.append((port, verdict))
-        return found
-
-    def _judge(self, want: Want, port: HeldPort, verdict: Verdict) -> bool:
-        """Whether to look for another port; the error is raised where that is of no use."""
-        if want.ask.explicit and verdict.state == "busy":
-            if monotonic() < self._until:
-                return True
-            raise want.in_use(port.number)
-        if verdict.fatal or want.ask.explicit:
-            raise BindError(verdict)
-        if verdict.state == "error":
-            want.fault = verdict
-        return True
+    def _refused(self, want: Want, by: Probe | Literal["auto", False]) -> list[tuple[HeldPort, Verdict]]:
+        """The ports that this machine does not have free. The error is raised where it is of no use to look on."""
+        probed = [(port, check(by, port.host, port.number, port.protocol)) for port in want.given]
+        refused = [(port, verdict) for port, verdict in probed if verdict.state != "free"]
+        for port, verdict in refused:
+            if want.ask.explicit and verdict.state == "busy":
+                if monotonic() >= self._until:
+                    raise want.in_use(port.number)
+            elif verdict.fatal or want.ask.explicit:
+                raise BindError(verdict)
+            elif verdict.state == "error":
+                want.fault = verdict
+        return refused
 
     def _try_out(self, lease: HostLease, wants: list[Want]) -> bool:
         """Probe what was granted. If not all of it is free, it is given back: to be asked for anew, elsewhere."""
@@ -233,7 +225,7 @@ class Taking:
         marked = 0
         clean = True
         for want in wants:
-            refused = [(port, verdict) for port, verdict in self._probe(want, by) if self._judge(want, port, verdict)]
+            refused = self._refused(want, by)
             if not refused:
                 continue
             clean = False

@@ -339,8 +339,7 @@ class PortAllocator:
         lease.ports.pop(port.fence, None)
         if lease.state == "lost":
             raise self._lost_error(lease, [allocation])
-        if self._sockets is not None:
-            self._sockets.discard(port.number, port.protocol)
+        self._discard_socket(allocation)
         reply = self._backend.release(lease.space, lease.holder, (port,))
         lease.unreleased.pop(port.fence, None)
         if isinstance(reply, Gone):

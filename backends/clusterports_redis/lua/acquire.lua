@@ -17,10 +17,8 @@ if number <= highest or number < settled then
   if entry or number < settled then
     call('HSET', STATE, 'clock', clock, 'seen', seen)
     local place = match(entry or '', '^w(%d+)$')
-    if place and match(ARGV[5], ' ') and call('HEXISTS', STATE, format('wait/%016.0f', tonumber(place))) == 1 then
-      local due = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
-      return {'QUEUED', place, 0, format('%.0f', tonumber(due[2]) - clock)}
-    end
+    -- Where anybody waits there is `space`.
+    if place and match(ARGV[5], ' ') and space and space.place_of(place) then return space.queued(place, false) end
     if not entry or entry == '-' or place then return {'STALE', ARGV[3]} end
     return {'GRANTED', entry}
   end
@@ -64,8 +62,7 @@ space = space or rare(clock, min_ttl, next_due)
 space.check_types()
 local window, ticket, keep = match(ARGV[5], ' (%d+) (%d+) ([01])$')
 if ticket then
-  local place = tonumber(ticket) <= fence and space.place(ticket)
-  if tonumber(ticket) > fence or place and place.lease ~= id then ticket = '0' end
+  if tonumber(ticket) > fence or (space.place_of(ticket) or id) ~= id then ticket = '0' end
 end
 local picked = picker(space)
 picked.pick(6, tonumber(match(ARGV[5], '^%d+')), ticket and tonumber(ticket) or 0)
@@ -85,8 +82,7 @@ if picked.why then
   space.enter_queue(ticket, id, picked.wanted(), clock + window)
   call('HSET', STATE, 'clock', clock, 'seen', seen, 'fence', fence, 'next', 0,
        'done/' .. id, done .. ';' .. ARGV[3] .. ' w' .. ticket)
-  local due = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
-  return {'QUEUED', ticket, picked.why ~= 'queue' and 1 or 0, format('%.0f', tonumber(due[2]) - clock)}
+  return space.queued(ticket, picked.why ~= 'queue')
 end
 
 local names = picked.names

@@ -8,17 +8,11 @@
 space = space or rare(clock, min_ttl, next_due)
 space.check_types()
 local range, till, most, note = ARGV[3], clock + ARGV[4], tonumber(ARGV[5]), ARGV[6]
-local names, fences = {}, {}
-for i = 7, #ARGV, 2 do
-  names[#names + 1] = ARGV[i]
-  fences[#names] = ARGV[i + 1]
-end
-local mine, records = space.held(id, names, fences, space.records(names))
+local mine, records = space.held_of_arguments(id, 7)
 local marked = tonumber(call('HGET', STATE, 'foreign/' .. range) or 0)
 local count = math.max(0, math.min(#mine, most - marked))
-local fields, members, rest, rest_records = {}, {}, {}, {}
+local fields, rest, rest_records = {}, {}, {}
 for i, name in ipairs(mine) do
-  members[i] = id .. '/' .. name
   if i <= count then
     fields[2 * i - 1] = name
     fields[2 * i] = format('f %s %.0f,%s %s', match(records[i], '^h (%d+ %d+ %d+) '), till, range, note)
@@ -26,7 +20,7 @@ for i, name in ipairs(mine) do
     rest[#rest + 1], rest_records[#rest + 1] = name, records[i]
   end
 end
-space.each('ZREM', PORTS, members)
+space.end_hold(id, mine)
 if count > 0 then
   space.count_down({unpack(records, 1, count)})
   for i = 1, count do space.put_due(mine[i], till) end

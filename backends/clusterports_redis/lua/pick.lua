@@ -224,7 +224,6 @@ local function picker(space)
 
   -- Names and asks of what was picked; or `why` not, and the index of the ask that was refused.
   function self.pick(at, count, ticket)
-    local rotated = {}
     for index = 1, count do
       at = parse(at)
       careful = careful or count > 1 or #ask.spans > 1
@@ -246,7 +245,7 @@ local function picker(space)
           end
         end
         if ask.missing > 0 then self.why = #shut > 0 and 'queue' or 'taken' end
-        if ask.rotate > 0 then rotated['last/' .. ask.range] = ask.last end
+        if ask.rotate > 0 then self.counters['last/' .. ask.range] = ask.last end
       end
       if self.why then
         self.refused = index - 1
@@ -254,7 +253,6 @@ local function picker(space)
       end
     end
     if merged then call('DEL', KEYS[6]) end
-    for name, number in pairs(rotated) do self.counters[name] = number end
     if self.why then return end
     local others = self.names
     if merged then

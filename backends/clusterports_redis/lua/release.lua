@@ -26,14 +26,9 @@ if plain == ' ' and string.sub(ARGV[3], 4, 4) == '/' then  -- one port like most
   call('HDEL', STATE, name)
   count = 1
 elseif #ARGV > 2 then
-  local names, fences = {}, {}
-  for i = 3, #ARGV, 2 do
-    names[#names + 1] = ARGV[i]
-    fences[#names] = ARGV[i + 1]
-  end
   space = space or rare(clock, min_ttl, next_due)
   space.check_types()
-  local mine, records = space.held(id, names, fences, space.records(names))
+  local mine, records = space.held_of_arguments(id, 3)
   space.let_go(id, mine, records)
   count = #mine
   space.wake()

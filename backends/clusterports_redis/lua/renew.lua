@@ -26,15 +26,14 @@ for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
     left[#left + 1] = string.sub(entry, 2)
     entry = '-'
   elseif abandoned[number] and entry ~= '-' then
-    local names, fences, members = {}, {}, {}
+    local names, fences = {}, {}
     local first, ports = match(entry, '^%d+ (%d+) (.*)$')
     for name in string.gmatch(ports, '%S+') do
       names[#names + 1] = name
       fences[#names] = format('%.0f', first + #names - 1)
     end
-    local mine, records = space.held(id, names, fences, space.records(names))
-    for i, name in ipairs(mine) do members[i] = id .. '/' .. name end
-    space.each('ZREM', PORTS, members)
+    local mine, records = space.held(id, names, fences)
+    space.end_hold(id, mine)
     space.free(mine, records)
     entry = '-'
   end
@@ -48,8 +47,7 @@ for i = 4, #ARGV do
   end
 end
 for _, ticket in ipairs(left) do
-  local place = space.place(ticket)
-  if place and place.lease == id then space.leave(ticket) end
+  if space.place_of(ticket) == id then space.leave(ticket) end
 end
 local lease = space.lease(record)
 lease.nominal = clock + lease.ttl

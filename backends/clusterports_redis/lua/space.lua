@@ -156,36 +156,41 @@ local function rare(clock, min_ttl, next_due)
     self.changed = true
   end
 
+  -- A lease holds these ports no longer; what they are from now on is for the caller to write.
+  function self.end_hold(id, names)
+    local members = {}
+    for i, name in ipairs(names) do members[i] = id .. '/' .. name end
+    self.each('ZREM', PORTS, members)
+  end
+
   -- Held ports of a lease begin to cool. period: of 'hold', 1 the quarantine, 2 the cooldown.
   function self.cool(id, names, records, start, period)
     if #names == 0 then return end
-    local members, fields = {}, {}
+    local fields = {}
     for i, record in ipairs(records) do
       local head, hold, note = match(record or '', '^h (%d+ %d+ %d+) (%S+) (.*)$')
       if not head then self.damaged('port ' .. names[i]) end
       local till = start + match(hold, period == 1 and '^(%d+)' or '^%d+,(%d+)')
       fields[2 * i - 1] = names[i]
       fields[2 * i] = format('c %s %.0f %s', head, till, note)
-      members[i] = id .. '/' .. names[i]
       self.put_due(names[i], till)
     end
     self.count_down(records)
-    self.each('ZREM', PORTS, members)
+    self.end_hold(id, names)
     self.each('HSET', STATE, fields)
   end
 
   -- A clean release of held ports: free, or cooling for their cooldown.
   function self.let_go(id, names, records)
-    local free, free_records, cool, cool_records, members = {}, {}, {}, {}, {}
+    local free, free_records, cool, cool_records = {}, {}, {}, {}
     for i, name in ipairs(names) do
       if match(records[i], '^h %d+ %d+ %d+ %d+,[1-9]') then
         cool[#cool + 1], cool_records[#cool + 1] = name, records[i]
       else
         free[#free + 1], free_records[#free + 1] = name, records[i]
-        members[#free] = id .. '/' .. name
       end
     end
-    self.each('ZREM', PORTS, members)
+    self.end_hold(id, free)
     self.free(free, free_records)
     self.cool(id, cool, cool_records, clock, 2)
   end
@@ -215,32 +220,48 @@ local function rare(clock, min_ttl, next_due)
     return found
   end
 
-  -- A place: its lease, and what it waits for.
-  function self.place(ticket)
-    local record = call('HGET', STATE, format('wait/%016.0f', tonumber(ticket)))
-    if not record then return nil end
-    local lease, wanted = match(record, '^(%d+) (%l+.*)$')
-    if not lease then self.damaged('wait/' .. ticket) end
-    return {lease = lease, wanted = wanted}
+  function self.place_name(ticket)
+    return format('wait/%016.0f', tonumber(ticket))
+  end
+
+  -- The lease whose place it is, if it is one.
+  function self.place_of(ticket)
+    local record = call('HGET', STATE, self.place_name(ticket))
+    return record and (match(record, '^(%d+) ') or self.damaged('wait/' .. ticket))
+  end
+
+  -- Of each ticket, the lease and what it waits for; nothing of one that is no place.
+  function self.places(tickets)
+    local fields, places = {}, {}
+    for i, ticket in ipairs(tickets) do fields[i] = 'wait/' .. ticket end
+    for i, record in ipairs(self.records(fields)) do
+      local lease, wanted = match(record or '', '^(%d+) (%l+.*)$')
+      places[i] = {lease = lease, wanted = wanted}
+    end
+    return places
+  end
+
+  -- The answer to one who waits.
+  function self.queued(ticket, first)
+    local due = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
+    return {'QUEUED', ticket, first and 1 or 0, format('%.0f', tonumber(due[2]) - clock)}
   end
 
   -- What those with these tickets wait for: each thing once, with the ticket of the first.
   function self.wanted(tickets)
-    local fields, seen, found = {}, {}, {}
-    for i, ticket in ipairs(tickets) do fields[i] = 'wait/' .. ticket end
-    for i, record in ipairs(self.records(fields)) do
-      local wanted = match(record or '', '^%d+ (%l+.*)$')
-      if not wanted then self.damaged(fields[i]) end
-      if not seen[wanted] then
-        seen[wanted] = true
-        found[#found + 1] = {ticket = tickets[i], wanted = wanted}
+    local seen, found = {}, {}
+    for i, place in ipairs(self.places(tickets)) do
+      if not place.wanted then self.damaged('wait/' .. tickets[i]) end
+      if not seen[place.wanted] then
+        seen[place.wanted] = true
+        found[#found + 1] = {ticket = tickets[i], wanted = place.wanted}
       end
     end
     return found
   end
 
   function self.enter_queue(ticket, id, wanted, till)
-    local name = format('wait/%016.0f', tonumber(ticket))
+    local name = self.place_name(ticket)
     call('ZADD', PORTS, 0, name)
     self.put_due(name, till)
     call('HSET', STATE, name, id .. ' ' .. wanted)
@@ -248,7 +269,7 @@ local function rare(clock, min_ttl, next_due)
   end
 
   function self.leave(ticket)
-    local name = format('wait/%016.0f', tonumber(ticket))
+    local name = self.place_name(ticket)
     call('ZREM', PORTS, name)
     call('ZREM', DUE, name)
     if call('HDEL', STATE, name) == 1 then self.changed = true end
@@ -268,10 +289,9 @@ local function rare(clock, min_ttl, next_due)
     call('ZREM', PORTS, 'lease/' .. id)
     call('HDEL', STATE, 'lease/' .. id, 'done/' .. id)
     if call('HGET', STATE, 'name/' .. lease.instance) == id then call('HDEL', STATE, 'name/' .. lease.instance) end
-    local tickets, fields = self.tickets(), {}
-    for i, ticket in ipairs(tickets) do fields[i] = 'wait/' .. ticket end
-    for i, record in ipairs(self.records(fields)) do
-      if match(record or '', '^(%d+) ') == id then self.leave(tickets[i]) end
+    local tickets = self.tickets()
+    for i, place in ipairs(self.places(tickets)) do
+      if place.lease == id then self.leave(tickets[i]) end
     end
   end
 
@@ -347,16 +367,26 @@ local function rare(clock, min_ttl, next_due)
   end
 
   -- Those of these ports that the lease holds with this very fence (S2): their names and records.
-  function self.held(id, names, fences, records)
+  function self.held(id, names, fences)
     local mine, its_records, counted = {}, {}, {}
-    for i, name in ipairs(names) do
-      local lease, its_fence = match(records[i] or '', '^h (%d+) (%d+) ')
-      if lease == id and its_fence == fences[i] and not counted[name] then
-        counted[name] = true
-        mine[#mine + 1], its_records[#mine + 1] = name, records[i]
+    for i, record in ipairs(self.records(names)) do
+      local lease, its_fence = match(record or '', '^h (%d+) (%d+) ')
+      if lease == id and its_fence == fences[i] and not counted[names[i]] then
+        counted[names[i]] = true
+        mine[#mine + 1], its_records[#mine + 1] = names[i], record
       end
     end
     return mine, its_records
+  end
+
+  -- The same of those that the arguments name from here on, each with its fence.
+  function self.held_of_arguments(id, at)
+    local names, fences = {}, {}
+    for i = at, #ARGV, 2 do
+      names[#names + 1] = ARGV[i]
+      fences[#names] = ARGV[i + 1]
+    end
+    return self.held(id, names, fences)
   end
 
   -- The record of settled requests without those below the new floor; and with room for `highest`.
