@@ -18,13 +18,14 @@ test: .venv/.dev ## all tests, with linters, types and the built wheel; ARGS="-k
 	@.venv/bin/python -m pytest $(ARGS)
 
 check: .venv/.dev ## only linters, types and the freshness of generated code
-	@.venv/bin/python -m pytest tests/checks/test_source.py $(ARGS)
+	@.venv/bin/python -m pytest tests/checks/test_source.py tests/checks/test_picture.py $(ARGS)
 
 bench: .venv/.dev ## speed, as ratios to bare Redis commands
 	@.venv/bin/python tests/benchmarks/bench.py $(ARGS)
 
-generate: .venv/.dev ## write the sync half of the library from the async half
+generate: .venv/.dev ## write the sync half of the library from the async half, and draw the README's picture
 	@.venv/bin/python .ci/unasync.py
+	@.venv/bin/python .ci/picture.py
 
 clean: ## remove all that the other targets made
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

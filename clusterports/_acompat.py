@@ -1,19 +1,31 @@
-"""Every difference between threads and tasks, in pairs."""
+"""Every difference between threads and tasks, in pairs. Whoever runs a loop imports asyncio, nobody else."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine
 
 __all__ = ["AsyncEvent", "AsyncLock", "AsyncWorker", "Event", "Lock", "Worker", "cancels"]
 
 Lock = threading.Lock
-AsyncLock = asyncio.Lock
+
+
+class AsyncLock:
+    def __init__(self) -> None:
+        import asyncio
+
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Event:
@@ -34,6 +46,8 @@ class Event:
 
 class AsyncEvent:
     def __init__(self) -> None:
+        import asyncio
+
         self._event = asyncio.Event()
 
     def set(self) -> None:
@@ -43,6 +57,8 @@ class AsyncEvent:
         self._event.clear()
 
     async def wait(self, seconds: float) -> bool:
+        import asyncio
+
         try:
             async with asyncio.timeout(seconds):
                 return await self._event.wait()
@@ -52,6 +68,8 @@ class AsyncEvent:
 
 def cancels() -> int:
     """How often the current task was told to end."""
+    import asyncio
+
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 
@@ -81,7 +99,9 @@ class AsyncWorker:
     def __init__(self, function: Callable[[], Coroutine[object, object, None]], name: str) -> None:
         self._function = function
         self._name = name
-        self._loop = asyncio.get_running_loop()
+        import asyncio
+
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._start()
 
     def _start(self) -> None:
@@ -96,5 +116,7 @@ class AsyncWorker:
             self._loop.call_soon_threadsafe(self._restart)
 
     async def join(self) -> None:
+        import asyncio
+
         if self._task is not asyncio.current_task():
             await asyncio.wait([self._task])

@@ -25,7 +25,7 @@ MARGIN: Final = 0.1
 """The share of the TTL by which we stop before the store does."""
 
 ABANDONED_AT_ONCE: Final = 100
-"""How many abandoned requests one heartbeat undoes; more follow with the next."""
+"""How many abandoned requests one heartbeat undoes; more follow with the next. The same goes for all else it tells."""
 
 State: TypeAlias = Literal["live", "jeopardy", "lost"]
 
@@ -61,11 +61,20 @@ class HostLease:
     """
 
     def __init__(
-        self, space: str, host: str, holder: Holder, ttl: float, sent_at: float, *, strict: bool = False
+        self,
+        space: str,
+        host: str,
+        holder: Holder,
+        ttl: float,
+        sent_at: float,
+        *,
+        strict: bool = False,
+        token: str = "",
     ) -> None:
         self.space = space
         self.host = host
         self.holder = holder
+        self.token = token
         self.ttl = ttl
         self.strict = strict
         self.state: State = "live"
@@ -80,6 +89,7 @@ class HostLease:
         self._open: set[int] = set()
         self._abandoned: set[int] = set()
         self._left: set[int] = set()
+        self._heard: set[int] = set()
 
     # ---------------------------------------------------------------- requests
 
@@ -108,12 +118,22 @@ class HostLease:
         with self._lock:
             self._left.add(ticket)
 
+    def hear(self, fence: int) -> HeldPort | None:
+        """The port with this fence was taken from us by force: the allocation that we had of it."""
+        with self._lock:
+            self._heard.add(fence)
+        port = self.ports.pop(fence, None)
+        if port is not None:
+            port._revoked = True
+        return port
+
     def renewal(self) -> Renewal:
         with self._lock:
             abandoned = sorted(self._abandoned)
             told, untold = abandoned[:ABANDONED_AT_ONCE], abandoned[ABANDONED_AT_ONCE:]
             floor = min([*self._open, *untold[:1]], default=self._last + 1)
-            return Renewal(self.space, self.holder, floor, tuple(told), tuple(sorted(self._left)[:ABANDONED_AT_ONCE]))
+            left, heard = sorted(self._left)[:ABANDONED_AT_ONCE], sorted(self._heard)[:ABANDONED_AT_ONCE]
+            return Renewal(self.space, self.holder, floor, tuple(told), tuple(left), tuple(heard))
 
     # ---------------------------------------------------------------- time
 
@@ -121,6 +141,7 @@ class HostLease:
         with self._lock:
             self._abandoned.difference_update(renewal.abandoned)
             self._left.difference_update(renewal.left)
+            self._heard.difference_update(renewal.heard)
             if self.state != "lost" and not (self.strict and monotonic() >= self.until):
                 self.until = max(self.until, sent_at + self.ttl * (1 - MARGIN))
                 if monotonic() < self.until:  # one that was sent too long ago rescues nothing
@@ -153,7 +174,10 @@ class HostLease:
 class HeldPort:
     """One port, held under a lease. What both kinds of allocations have in common."""
 
-    __slots__ = ("_acquired", "_lease", "_released", "fence", "host", "labels", "number", "owner", "protocol", "range")
+    __slots__ = (
+        *("_acquired", "_lease", "_released", "_revoked"),
+        *("fence", "host", "labels", "number", "owner", "protocol", "range"),
+    )
 
     number: int
     """The port number, 1 to 65535; ``int(allocation)`` too."""
@@ -184,15 +208,16 @@ class HeldPort:
         self._lease = lease
         self._acquired = acquired
         self._released = False
+        self._revoked = False
 
     @property
     def valid(self) -> bool:
         """Whether the holder may rely on the port now, as far as it can know without the network.
 
-        False after the release, when the lease was not renewed in time (until it is), when it is lost, and in
-        a forked child.
+        False after the release, when the lease was not renewed in time (until it is), when it is lost, when the port
+        was taken by force, and in a forked child.
         """
-        return not self._released and self._lease.reliable()
+        return not (self._released or self._revoked) and self._lease.reliable()
 
     @property
     def acquired_at(self) -> datetime:

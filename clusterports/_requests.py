@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .ranges import PortRange, Span
 
-__all__ = ["Plan", "Ranges"]
+__all__ = ["Plan", "Ranges", "check_port", "overlap"]
 
 _PROTOCOLS: Final = get_args(Protocol4)
 
@@ -116,6 +116,14 @@ class Ranges:
         self.check(range)
         return self.by_name[range].first, self.by_name[range].last
 
+    def size(self, range: str) -> int:
+        """How many ports a range can give, excluded ones and those of ranges of the cluster left out.
+
+        :raises ConfigurationError: there is no range of this name.
+        """
+        self.check(range)
+        return self._books[range].size
+
     def marks(self, range: str, protocol: Protocol4) -> int:
         """How many ports of a range may be marked as foreign at a time: half of those that can be had.
 
@@ -165,8 +173,7 @@ class Ranges:
                     return plan
                 labels = check_labels(labels) if labels else _NO_LABELS
                 return _make_plan((plan[0], _make_ask((*head, owner, labels, *tail)), host))
-        if protocol not in _PROTOCOLS:
-            raise ConfigurationError(f"protocol: must be one of {', '.join(_PROTOCOLS)}, got {show(protocol)}")
+        _check_protocol(protocol)
         if type(count) is not int or count < 1:
             raise ConfigurationError(f"count: must be an integer of at least 1, got {show(count)}")
         if owner != "":
@@ -249,8 +256,7 @@ class Ranges:
     ) -> Plan:
         if port is None:
             raise ConfigurationError("port: must be given when range is None")
-        if type(port) is not int or not 1 <= port <= MAX_PORT:
-            raise ConfigurationError(f"port: must be {PORT_BOUND}, got {show(port)}")
+        _check_number(port)
         _check_one(count)
         cluster = any(port in span for span in self._cluster)
         ask = Ask(
@@ -264,6 +270,27 @@ class Ranges:
             host=host if cluster else "",
         )
         return Plan(CLUSTER_SPACE if cluster else space, ask, host)
+
+
+def check_port(number: object, protocol: object) -> None:
+    """:raises ConfigurationError: when these are not the number of a port and a protocol."""
+    _check_number(number)
+    _check_protocol(protocol)
+
+
+def overlap(one: Protocol4, other: Protocol4) -> bool:
+    """Whether one number cannot be held for both protocols at once."""
+    return one == other or "both" in (one, other)
+
+
+def _check_number(port: object) -> None:
+    if type(port) is not int or not 1 <= port <= MAX_PORT:
+        raise ConfigurationError(f"port: must be {PORT_BOUND}, got {show(port)}")
+
+
+def _check_protocol(protocol: object) -> None:
+    if protocol not in _PROTOCOLS:
+        raise ConfigurationError(f"protocol: must be one of {', '.join(_PROTOCOLS)}, got {show(protocol)}")
 
 
 def _check_one(count: int) -> None:

@@ -82,7 +82,19 @@ _SUPERSEDED: Final = Gone("superseded")
 class _Lease:
     """``nominal``: a TTL after the last renewal. ``expires``: the same, or later after a silence."""
 
-    __slots__ = ("done", "expires", "floor", "id", "incarnation", "instance", "nominal", "ports", "token", "ttl")
+    __slots__ = (
+        "done",
+        "expires",
+        "floor",
+        "id",
+        "incarnation",
+        "instance",
+        "nominal",
+        "ports",
+        "revoked",
+        "token",
+        "ttl",
+    )
 
     nominal: int
     expires: int
@@ -91,6 +103,7 @@ class _Lease:
         self.id = id
         self.instance = instance
         self.ports: set[str] = set()
+        self.revoked: dict[int, Port] = {}  # by fence; the holder does not know yet
 
     def begin(self, incarnation: int, token: str, ttl: int) -> None:
         self.incarnation = incarnation
@@ -144,6 +157,7 @@ class Space:
     def __init__(self, name: str = "", *, max_gap: int | None = None) -> None:
         self.name = name
         self._max_gap = max_gap
+        self._patient = max_gap is not None
         self._seen: int | None = None
         self._clock = 0
         self._fence = 0
@@ -249,9 +263,11 @@ class Space:
                 lease.done[number] = None
         for ticket in renewal.left:
             self._leave_own(lease, ticket)
+        for fence in renewal.heard:
+            lease.revoked.pop(fence, None)
         lease.settle(renewal.floor)
         self._prolong(lease)
-        return Renewed(backlog)
+        return Renewed(backlog, tuple(lease.revoked.values()))
 
     def release(self, now: int, holder: Holder, ports: Iterable[Port]) -> Released | Gone:
         self._visit(now)
@@ -291,6 +307,19 @@ class Space:
             count += 1
         return Marked(count)
 
+    def force(self, now: int, seen: PortView) -> bool:
+        self._visit(now)
+        name = member(seen.protocol, seen.number)
+        port = self._ports.get(name)
+        if port is None or (port.fence, port.state) != (seen.fence, seen.state):
+            return False
+        if port.state == "held":
+            port.lease.revoked[port.fence] = Port(seen.number, seen.protocol, port.fence)
+            self._cool(name, self._clock + port.ask.quarantine)
+        else:
+            self._free(name)
+        return True
+
     def close(self, now: int, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         self._visit(now)
         lease = self._live(holder)
@@ -308,6 +337,15 @@ class Space:
 
     def reclaim(self, now: int) -> Reclaimed:
         return Reclaimed(self._visit(now))
+
+    def bury(self, now: int, leases: Iterable[int]) -> None:
+        """Their holders are known to be dead: they run out now, unless they have already."""
+        self._visit(now)
+        for id in leases:
+            lease = self._leases.get(id)
+            if lease is not None and lease.expires > self._clock:
+                lease.nominal = lease.expires = self._clock
+                self._put_due(f"lease/{id}", self._clock)
 
     # ---------------------------------------------------------------- reads
 
@@ -327,13 +365,17 @@ class Space:
         names = sorted(name for name in lease.ports if name > start)
         return Held(tuple(self._port_view(name, now, self._clock) for name in names[:limit]), len(names) >= limit)
 
+    def empty(self) -> bool:
+        return not (self._leases or self._ports or self._queue)
+
     def has(self, instance: str) -> bool:
         return instance in self._names
 
     def view(self, now: int) -> SpaceView:
         clock = self._clock_at(now)
+        graced = [lease for lease in self._graced(now) if lease.expires <= clock] if self._patient else []
         leases = (
-            LeaseView(lease.id, lease.instance, lease.incarnation, lease.ttl, lease.expires - clock)
+            LeaseView(lease.id, lease.instance, lease.incarnation, lease.ttl, lease.expires - clock, lease in graced)
             for _, lease in sorted(self._leases.items())
         )
         ports = (self._port_view(name, now, clock) for name in sorted(self._ports))
@@ -345,18 +387,29 @@ class Space:
         """Let the clock advance and reclaim what is due; True when more is due still."""
         if self._seen is None:
             return False
-        before, gap = self._clock, now - self._seen
-        if not 0 <= gap < GRAIN:
+        graced = self._graced(now) if self._patient else ()
+        if not 0 <= now - self._seen < GRAIN:
             self._clock = self._clock_at(now)
             self._seen = now
         clock = self._clock
-        if self._max_gap is not None:
-            for lease in self._leases.values():
-                if gap * 3 > lease.ttl and before < lease.expires == lease.nominal:
-                    lease.expires = clock + lease.ttl
-                    self._put_due(f"lease/{lease.id}", lease.expires)
+        for lease in graced:
+            lease.expires = clock + lease.ttl
+            self._put_due(f"lease/{lease.id}", lease.expires)
         heap = self._heap
         return bool(heap) and heap[0][0] <= clock and self._reclaim()
+
+    def _graced(self, now: int) -> list[_Lease]:
+        """Those that a visit now would give a full TTL to renew."""
+        gap = 0 if self._seen is None else now - self._seen
+        return [
+            lease
+            for lease in self._leases.values()
+            if gap * 3 > lease.ttl and self._clock < lease.expires == lease.nominal and self._may_wait(lease.id)
+        ]
+
+    def _may_wait(self, lease: int) -> bool:
+        """Whether the holder may have been kept from renewing by the store."""
+        return self._patient
 
     def _clock_at(self, now: int) -> int:
         gap = 0 if self._seen is None else now - self._seen

@@ -39,5 +39,10 @@ def show(value: object, limit: int = 80) -> str:
         head = value[: 8 * limit]
         text = repr(redact_url(value) if "://" in head or "@" in head else head)
     else:
-        text = repr(value)
+        try:
+            text = repr(value)
+        except ValueError:  # Python writes out no integer of more than some thousands of digits
+            text = f"a very large {type(value).__name__}"
+        if "://" in text or "@" in text:
+            text = redact_url(text)
     return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")

@@ -25,9 +25,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, Self
+
+    from .errors import BackendError
 
 __all__ = [
     "Ask",
@@ -37,6 +39,7 @@ __all__ = [
     "Capability",
     "Closed",
     "Driver",
+    "Finding",
     "Full",
     "Gone",
     "Granted",
@@ -139,7 +142,7 @@ class Port(NamedTuple):
 
 class Renewal(NamedTuple):
     """One heartbeat for one space. ``abandoned``: requests whose outcome the caller never learned. ``left``: tickets
-    that it has no use for any more.
+    that it has no use for any more. ``heard``: fences of ports that `Renewed.revoked` told it of.
     """
 
     space: str
@@ -147,6 +150,7 @@ class Renewal(NamedTuple):
     floor: int = 1
     abandoned: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
+    heard: tuple[int, ...] = ()
 
 
 class Opened(NamedTuple):
@@ -197,9 +201,12 @@ class Queued(NamedTuple):
 
 
 class Renewed(NamedTuple):
-    """The lease runs for another full TTL. ``backlog``: the space has more to reclaim now."""
+    """The lease runs for another full TTL. ``backlog``: the space has more to reclaim now. ``revoked``: ports that were
+    taken from the lease by force, by fence; told with every heartbeat until the holder has `Renewal.heard` of them.
+    """
 
     backlog: bool
+    revoked: tuple[Port, ...] = ()
 
 
 class Released(NamedTuple):
@@ -246,13 +253,16 @@ class Held(NamedTuple):
 
 
 class LeaseView(NamedTuple):
-    """What anybody may see of a lease. ``expires_in`` is negative once it has run out."""
+    """What anybody may see of a lease. ``expires_in`` is negative once it has run out. ``grace``: it has, but after the
+    silence since the last visit the next one will give it a full TTL to renew.
+    """
 
     lease: int
     instance: str
     incarnation: int
     ttl: int
     expires_in: int
+    grace: bool = False
 
 
 class PortView(NamedTuple):
@@ -286,8 +296,23 @@ class SpaceView(NamedTuple):
     waiting: int = 0
 
 
+class Finding(NamedTuple):
+    """One line of a diagnosis. ``check``: what was looked at, in a word or two. ``cure``: what to do about it; "" when
+    it is well. ``mended``: a repair did that just now.
+    """
+
+    check: str
+    level: Literal["ok", "warning", "error"]
+    text: str
+    cure: str = ""
+    mended: bool = False
+
+
 class Capability(StrEnum):
     """What a backend can do beyond the contract; declared, never found out by trying."""
+
+    DEATHS = "deaths"
+    """A lease that was opened with ``bound`` runs out when its process dies."""
 
     PROCESSES = "processes"
     """Several processes see the same store."""
@@ -332,7 +357,9 @@ class Backend(ABC):
     capabilities: frozenset[Capability] = frozenset()
 
     @abstractmethod
-    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+    def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
         """Open the lease of an instance on a space, or resume it.
 
         ``token`` names the calling process, in hexadecimal digits. Without a live lease under ``instance``, a new
@@ -340,6 +367,9 @@ class Backend(ABC):
         `Occupied`, unless ``supersede`` is that lease's incarnation: then the caller takes it over with all its
         ports as a newer incarnation, and the older one is refused from now on. So a late or repeated call never
         takes a lease from anybody but the incarnation that its sender saw.
+
+        ``bound``: nobody will come back under this name once the calling process is dead. A store that can see that
+        may end the lease then (`Capability.DEATHS`); for others it runs out in its time.
         """
 
     @abstractmethod
@@ -399,6 +429,21 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def force(self, space: str, port: PortView) -> bool:
+        """For operators: take a port from whoever holds it, if it is still as this view shows it, fence and state.
+
+        A held port cools for its quarantine, and its holder is told with its next heartbeat. One that cools, or is
+        marked as foreign, is free. False: it is not as it was, and was not touched.
+        """
+
+    @abstractmethod
+    def drop(self, space: str) -> bool:
+        """Remove a space in which there is nothing; the next `open` begins it anew.
+
+        False: there is a lease, a port that is not free, or a place in the queue, and nothing was touched.
+        """
+
+    @abstractmethod
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         """Release up to 64 ports of the lease, or, with ``quarantine``, let them cool for it; then end the lease.
 
@@ -414,15 +459,25 @@ class Backend(ABC):
         """The ports of a lease, after a given one. Reads only."""
 
     @abstractmethod
-    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         """How these spaces stand now. Reads only: nothing is reclaimed, no lease is prolonged.
 
-        A large space may be read in several parts, so a port may be shown as it was a moment before another.
+        A large space may be read in several parts, so a port may be shown as it was a moment before another. An error
+        stands for that one space, whose data is damaged or of another version; what keeps all from being read is
+        raised.
         """
 
     @abstractmethod
     def spaces(self, instance: str | None = None) -> list[str]:
         """The spaces known to the store, sorted; with ``instance``, those in which it has a lease. Reads only."""
+
+    def diagnose(self, *, repair: bool = False) -> Iterator[Finding]:
+        """What an operator should know of the store, as it is found out. The first is called "store": whether it can be
+        reached.
+
+        With ``repair`` what can be mended without a loss is. Never raises a `BackendError`: that is a finding.
+        """
+        return iter(())
 
     @abstractmethod
     def close(self) -> None:
@@ -447,7 +502,9 @@ class AsyncBackend(ABC):
     capabilities: frozenset[Capability] = frozenset()
 
     @abstractmethod
-    async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+    async def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
         """See :meth:`Backend.open`."""
 
     @abstractmethod
@@ -487,6 +544,14 @@ class AsyncBackend(ABC):
         """See :meth:`Backend.release`."""
 
     @abstractmethod
+    async def force(self, space: str, port: PortView) -> bool:
+        """See :meth:`Backend.force`."""
+
+    @abstractmethod
+    async def drop(self, space: str) -> bool:
+        """See :meth:`Backend.drop`."""
+
+    @abstractmethod
     async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         """See :meth:`Backend.close_lease`."""
 
@@ -499,7 +564,7 @@ class AsyncBackend(ABC):
         """See :meth:`Backend.held`."""
 
     @abstractmethod
-    async def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         """See :meth:`Backend.read`."""
 
     @abstractmethod

@@ -1,9 +1,12 @@
-"""Settings: arguments, then the environment, then ``clusterports.toml``, then defaults.
+"""Settings: arguments, then the environment, then ``clusterports.toml``, then libvirt's ``qemu.conf``, then defaults.
 
 The files are, strongest first, ``clusterports.toml`` in the working directory,
 ``$XDG_CONFIG_HOME/clusterports/clusterports.toml`` and ``/etc/clusterports/clusterports.toml``; or one file
 alone, when ``config`` or ``CLUSTERPORTS_CONFIG`` names it. Layers are merged down to the single key, so
 ``CLUSTERPORTS_RANGES__BACKUP__LAST=10900`` leaves the first port of ``backup`` as it was.
+
+``qemu.conf`` is read when ``libvirt_conf`` names it, for the ``*_port_min`` and ``*_port_max`` of libvirt's ranges. A
+file on which libvirt would not start is refused, also when other layers override what is wrong there.
 """
 
 from __future__ import annotations
@@ -13,15 +16,28 @@ import difflib
 import json
 import os
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ._names import NAME_BOUND, is_name
-from ._text import printable, redact_url, show
+from ._sources import (
+    PREFIX,
+    RANGES_BOUND,
+    Layer,
+    Origin,
+    QemuConf,
+    TomlFile,
+    environment,
+    merge,
+    qemu_conf,
+    table,
+    toml_files,
+)
+from ._text import redact_url, show
 from .errors import ConfigurationError
 from .ranges import (
     COOLING_BOUND,
@@ -46,21 +62,17 @@ from .ranges import (
 from .ranges import NAME_BOUND as RANGE_NAME_BOUND
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable
 
     from pydantic_core import ErrorDetails
     from pydantic_settings import PydanticBaseSettingsSource
 
-__all__ = ["RangeSettings", "Settings"]
-
-PREFIX = "CLUSTERPORTS_"
-CONFIG_VARIABLE = "CLUSTERPORTS_CONFIG"
-FILE_NAME = "clusterports.toml"
+__all__ = ["Origin", "RangeSettings", "Settings"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 
-# Set by `clusterports run` for its command, which may well use this library itself.
-_SET_BY_RUN = frozenset({"CLUSTERPORTS_PORT", "CLUSTERPORTS_FENCE"})
+# After a colon that is neither that of a scheme nor followed by a port.
+_LONE_SECRET = re.compile(r":(?!/)(?!\d{1,5}(?:[/?#\s]|$))[^/?#]*")
 
 _BOUNDS = {
     "url": "a URL such as redis://host:6379/0 without blanks or control characters",
@@ -68,9 +80,10 @@ _BOUNDS = {
     "instance": NAME_BOUND,
     "ttl": "a number of seconds from 0.1 to 3600",
     "timeout": "a number of seconds above 0, at most 3600",
-    "ranges": "a table of ranges by name",
+    "ranges": RANGES_BOUND,
     "strict": "true or false",
     "probe": "true (or auto) or false",
+    "libvirt_conf": "the path of libvirt's qemu.conf",
 }
 _RANGE_BOUNDS = {
     "first": PORT_BOUND,
@@ -84,9 +97,9 @@ _RANGE_BOUNDS = {
     "limit": LIMIT_BOUND,
 }
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ranges": {span.name: {"first": span.first, "last": span.last} for span in LIBVIRT_RANGES}
-}
+_DEFAULTS = Layer(
+    {"ranges": {span.name: {"first": span.first, "last": span.last} for span in LIBVIRT_RANGES}}, "default"
+)
 
 
 def _no_bool(value: object) -> object:
@@ -117,6 +130,12 @@ def _fault(key: str, text: str) -> PydanticCustomError:
 def _good_url(value: str) -> str:
     if not _URL.fullmatch(value) or not value.isprintable():
         raise ValueError("not a URL")
+    return value
+
+
+def _good_path(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("not a path")
     return value
 
 
@@ -172,7 +191,8 @@ class Settings(BaseSettings):
     runs out, 0.1 to 3600. ``timeout``: seconds that one call to the store may take with its retries, above 0
     and at most 3600. ``ranges``: by name; libvirt's are there unless overridden. ``strict``: a lease that was
     not renewed in time is given up at once. ``probe``: a port of this machine is tried before it is handed
-    out.
+    out. ``libvirt_conf``: the path of libvirt's ``qemu.conf``, whose ranges are used where no other layer sets them;
+    a relative one in ``clusterports.toml`` begins at the directory of that file.
 
     :raises ConfigurationError: names each bad key, where it was set, the value and the bound.
     """
@@ -189,6 +209,10 @@ class Settings(BaseSettings):
     ranges: dict[_RangeName, RangeSettings] = {}
     strict: bool = False
     probe: Annotated[bool, BeforeValidator(_no_auto)] = True
+    libvirt_conf: Annotated[str, AfterValidator(_good_path)] | None = None
+
+    _layers: tuple[Layer, ...] = ()
+    _conf: QemuConf | None = None
 
     def __init__(
         self,
@@ -202,6 +226,7 @@ class Settings(BaseSettings):
         ranges: Mapping[str, Mapping[str, object]] | None = None,
         strict: bool | None = None,
         probe: bool | Literal["auto"] | None = None,
+        libvirt_conf: str | os.PathLike[str] | None = None,
         based_on: Settings | None = None,
     ) -> None:
         arguments = {
@@ -210,20 +235,23 @@ class Settings(BaseSettings):
             "instance": instance,
             "ttl": ttl,
             "timeout": timeout,
-            "ranges": ranges,
+            "ranges": _copied(ranges),
             "strict": strict,
             "probe": probe,
+            "libvirt_conf": os.fspath(libvirt_conf) if isinstance(libvirt_conf, os.PathLike) else libvirt_conf,
         }
-        given = {key: value for key, value in arguments.items() if value is not None}
-        layers = [
-            _Layer(None, given),
-            *(_layers(config) if based_on is None else [_Layer(None, based_on.model_dump())]),
-        ]
+        given = Layer({key: value for key, value in arguments.items() if value is not None}, "argument")
+        below = _read_layers(config) if based_on is None else based_on._layers
+        layers = (given, *below)
+        conf = _read_conf(layers) if based_on is None or "libvirt_conf" in given.values else based_on._conf
+        used = (*layers, *([conf] if conf else []), _DEFAULTS)
         try:
-            super().__init__(**_merge(layer.values for layer in layers))
+            super().__init__(**merge(layer.values for layer in used))
         except ValidationError as error:
             # "from None": pydantic's own message shows the values, and with them passwords
-            raise ConfigurationError("; ".join(_explain(item, layers) for item in error.errors())) from None
+            raise ConfigurationError("; ".join(_explain(item, used) for item in error.errors())) from None
+        self._layers = layers
+        self._conf = conf
 
     @classmethod
     def settings_customise_sources(
@@ -257,143 +285,58 @@ class Settings(BaseSettings):
             for name, span in sorted(self.ranges.items())
         }
 
+    def origins(self) -> dict[str, Origin]:
+        """Where each value was set, by key: ``ttl``, ``ranges.backup.first``. None of them is the value itself."""
+        used = (*self._layers, *([self._conf] if self._conf else []))
+        paths: list[tuple[str, ...]] = [(key,) for key in _BOUNDS if key != "ranges"]
+        paths += [("ranges", name, key) for name in sorted(self.ranges) for key in _RANGE_BOUNDS]
+        return {".".join(path): _origin(path, used) or Origin("default") for path in paths}
+
+    def files(self) -> tuple[str, ...]:
+        """The files that were read, strongest first; relative to what was the working directory then."""
+        conf = [self._conf.path] if self._conf else []
+        return (*(layer.path for layer in self._layers if isinstance(layer, TomlFile)), *conf)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values, wherever they come from."""
+        return self.model_dump() == other.model_dump() if isinstance(other, Settings) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for key, value in super().__repr_args__():
             yield key, redact_url(value) if key == "url" and isinstance(value, str) else value
 
 
-class _Layer(NamedTuple):
-    """``origin``: None for arguments and defaults, "" for the environment, else the file."""
-
-    origin: str | None
-    values: dict[str, Any]
-
-
-def _table(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _copied(ranges: object) -> object:
+    """Tables as the layers have them; who gave them may change them later."""
+    if not isinstance(ranges, Mapping):
+        return ranges
+    return {name: dict(one) if isinstance(one, Mapping) else one for name, one in ranges.items()}
 
 
-def _merge(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One table; of two values for a key the earlier layer's wins, and tables are merged."""
-    merged: dict[str, Any] = {}
+def _read_layers(config: str | os.PathLike[str] | None) -> list[Layer]:
+    """What lies between the arguments and ``qemu.conf``."""
+    files = list(toml_files(config))
+    ranges = [name for file in files for name in table(file.values.get("ranges"))]
+    return [environment(Settings, [*ranges, *_DEFAULTS.values["ranges"]]), *files]
+
+
+def _read_conf(layers: Iterable[Layer]) -> QemuConf | None:
+    path = ("libvirt_conf",)
     for layer in layers:
-        for key, value in layer.items():
-            if key not in merged:
-                merged[key] = value
-            elif isinstance(merged[key], dict) and isinstance(value, dict):
-                merged[key] = _merge([merged[key], value])
-    return merged
-
-
-def _layers(config: str | os.PathLike[str] | None) -> list[_Layer]:
-    """What lies below the arguments."""
-    files = list(_files(config))
-    ranges = [name for file in files for name in _table(file.values.get("ranges"))]
-    return [_environment([*ranges, *_DEFAULTS["ranges"]]), *files, _Layer(None, _DEFAULTS)]
-
-
-# ------------------------------------------------------------------ files
-
-
-def _files(config: str | os.PathLike[str] | None) -> Iterator[_Layer]:
-    if config is None:
-        config = os.environ.get(CONFIG_VARIABLE)
-        key = CONFIG_VARIABLE
-    else:
-        key = "config"
-    if config is not None:
-        path = os.fspath(config)
-        if not path or "\0" in path:
-            raise ConfigurationError(f"{key}: must be the path of a TOML file, got {show(path)}")
-        values = _read(path)
-        if values is None:
-            raise ConfigurationError(f"{key}: there is no file {show(path, 300)}")
-        yield _Layer(path, values)
-        return
-    for path in _usual_places():
-        values = _read(path)
-        if values is not None:
-            yield _Layer(path, values)
-
-
-def _usual_places() -> list[str]:
-    places = [Path(FILE_NAME)]
-    home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        # the XDG specification, too, has a relative one ignored
-        places.append((home if home.is_absolute() else Path.home() / ".config") / "clusterports" / FILE_NAME)
-    return [str(place) for place in (*places, Path("/etc/clusterports") / FILE_NAME)]
-
-
-def _read(path: str) -> dict[str, Any] | None:
-    """The file's table; None when there is no such file."""
-    import tomllib
-
-    try:
-        text = Path(path).read_bytes().decode()
-        return tomllib.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"{printable(path)}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise ConfigurationError(f"{printable(path)}: must be valid TOML in UTF-8: {printable(str(error))}") from None
-
-
-# ------------------------------------------------------------------ environment
-
-
-def _environment(ranges: Iterable[str]) -> _Layer:
-    _refuse_near_misses()
-    try:
-        values = dict(EnvSettingsSource(Settings)())
-    except (SettingsError, AttributeError, TypeError):  # the latter two: JSON, but not an object
-        name = f"{PREFIX}RANGES"
-        got = show(os.environ.get(name, ""))
-        raise ConfigurationError(f"ranges ({name}): must be {_BOUNDS['ranges']}, as JSON, got {got}") from None
-    # The environment has no case here, range names have: RANGES__BACKUP means "Backup" if a file has that.
-    spelt = {name.casefold(): name for name in reversed(list(ranges))}
-    table = values.get("ranges")
-    if isinstance(table, dict):
-        values["ranges"] = {spelt.get(name.casefold(), name): value for name, value in table.items()}
-    return _Layer("", values)
-
-
-def _refuse_near_misses() -> None:
-    """A mistyped variable must not be passed over in silence.
-
-    Only what resembles a setting is refused: others may use the prefix for good reasons. Kubernetes sets
-    ``CLUSTERPORTS_SERVICE_HOST`` and more in every pod beside a service of that name.
-    """
-    for variable in sorted(os.environ):
-        name = variable.upper()
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or name in _SET_BY_RUN:
-            continue
-        key, nested, _ = name[len(PREFIX) :].lower().partition("__")
-        if key in _BOUNDS and (key == "ranges" or not nested):
-            continue
-        near = difflib.get_close_matches(key, [*_BOUNDS, "config"], n=1, cutoff=0.65)
-        if near:
-            raise ConfigurationError(
-                f"{printable(variable)}: there is no such setting; did you mean {PREFIX}{near[0].upper()}?"
-            )
-
-
-def _variable(path: tuple[str, ...]) -> str:
-    """The variables that set this value: its own, or that of a table around it, or those of what is inside."""
-    present = {name.upper(): name for name in os.environ}
-    for size in range(len(path), 0, -1):
-        name = PREFIX + "__".join(path[:size]).upper()
-        if name in present:
-            return present[name]
-    inside = PREFIX + "__".join((*path, "")).upper()
-    return ", ".join(sorted(present[name] for name in present if name.startswith(inside)))
+        if path in layer:
+            value = layer.values[path[0]]
+            if isinstance(value, str) and value and "\0" not in value:  # else refused with all other values
+                return qemu_conf(value, _where(path, path, [layer]))
+            break
+    return None
 
 
 # ------------------------------------------------------------------ errors
 
 
-def _explain(error: ErrorDetails, layers: list[_Layer]) -> str:
+def _explain(error: ErrorDetails, layers: Iterable[Layer]) -> str:
     path = tuple(str(part) for part in error["loc"])
     if path[-1:] == ("[key]",):
         path = path[:-1]
@@ -414,20 +357,26 @@ def _explain(error: ErrorDetails, layers: list[_Layer]) -> str:
         bound = _RANGE_BOUNDS[path[2]]
     if error["type"] == "missing":
         return f"{_where(path, path[:-1], layers)}: is missing, must be {bound}"
-    return f"{_where(path, path, layers)}: must be {bound}, got {show(error['input'])}"
+    got = _show_url(error["input"]) if path[0] == "url" else show(error["input"])
+    return f"{_where(path, path, layers)}: must be {bound}, got {got}"
 
 
-def _where(key: tuple[str, ...], path: tuple[str, ...], layers: list[_Layer]) -> str:
-    """The key, and in brackets the layer that decided what lies at ``path``."""
+def _show_url(value: object) -> str:
+    """What is no URL may well be a password, or have one where nobody looks for it."""
+    if not isinstance(value, str):
+        return f"a value of type {type(value).__name__}"
+    text = redact_url(value)
+    return show(text if "@" in text else _LONE_SECRET.sub(":***", text))
+
+
+def _where(key: tuple[str, ...], path: tuple[str, ...], layers: Iterable[Layer]) -> str:
+    """The key, and in brackets what set it, or else what decided that there is something at ``path``."""
     shown = show(".".join(key), 120)[1:-1]
-    for origin, values in layers:
-        table: object = values
-        for part in path:
-            if not isinstance(table, dict) or part not in table:
-                break
-            table = table[part]
-        else:
-            if origin is None:
-                return shown
-            return f"{shown} ({printable(origin or _variable(path))})"
-    return shown
+    origin = _origin(key, layers) or _origin(path, layers)
+    return shown if origin is None or origin.kind == "argument" else f"{shown} ({origin})"
+
+
+def _origin(path: tuple[str, ...], layers: Iterable[Layer]) -> Origin | None:
+    """None for a default."""
+    found = next((layer for layer in layers if path in layer), None)
+    return None if found is None or found is _DEFAULTS else found.origin(path)

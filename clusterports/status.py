@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ._names import is_cluster_space, is_host_space, space_host
 from ._text import show
-from .errors import ConfigurationError
+from .errors import BackendError, ConfigurationError
 from .ranges import Scope, merged, without
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from .abc import LeaseView, PortView, Protocol4, SpaceView
     from .ranges import PortRange, Span, Strategy
 
-__all__ = ["ClusterStatus", "HostStatus", "LeaseStatus", "PortStatus", "RangeOnHost", "RangeStatus"]
+__all__ = ["ClusterStatus", "HostStatus", "LeaseStatus", "PortStatus", "RangeOnHost", "RangeStatus", "UnreadableHost"]
 
 SCHEMA = 1
 """Of the layout of :meth:`ClusterStatus.to_dict`. It grows when a reader of the old layout would be misled."""
@@ -29,7 +29,8 @@ SCHEMA = 1
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
     """A lease. ``state`` is ``"live"`` or ``"expired"``; ``expires_in``: seconds, negative once it has run out;
-    ``ports``: how many it holds, of all ranges.
+    ``ports``: how many it holds, of all ranges. ``grace``: it has run out, but nobody used the host's ports for so
+    long that whoever does next gives it a full TTL to renew.
     """
 
     lease: int
@@ -37,6 +38,7 @@ class LeaseStatus:
     state: str
     expires_in: float
     ports: int
+    grace: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of :meth:`ClusterStatus.to_dict`."""
@@ -44,6 +46,7 @@ class LeaseStatus:
             "lease": self.lease,
             "instance": self.instance,
             "state": self.state,
+            "grace": self.grace,
             "expires_in_s": self.expires_in,
             "ports": self.ports,
         }
@@ -81,6 +84,7 @@ class PortStatus(NamedTuple):
             "state": self.state,
             "owner": self.owner,
             "labels": dict(sorted(self.labels.items())),
+            "instance": self.instance,
             "lease": self.lease,
             "fence": self.fence,
             "since": _iso(self.since),
@@ -111,6 +115,18 @@ class HostStatus:
             "ports": [port.to_dict() for port in self.ports],
             "waiting": self.waiting,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableHost:
+    """A host whose space is in the store, but damaged or of another version; ``""`` for the whole cluster's."""
+
+    host: str
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its part of :meth:`ClusterStatus.to_dict`."""
+        return {"host": self.host, "error": self.error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +205,22 @@ class RangeStatus:
 class ClusterStatus:
     """The whole cluster at one moment, by this machine's clock: hosts and ranges sorted by name.
 
-    What is unique in the whole cluster comes first, as a host with the name ``""``.
+    What is unique in the whole cluster comes first, as a host with the name ``""``. ``unreadable``: hosts of which
+    nothing can be told; they are in no count.
     """
 
     backend: str
     generated_at: datetime
     hosts: tuple[HostStatus, ...]
     ranges: tuple[RangeStatus, ...]
+    unreadable: tuple[UnreadableHost, ...] = ()
 
     @classmethod
     def build(
         cls,
-        spaces: Sequence[SpaceView],
+        *,
+        names: Sequence[str],
+        views: Sequence[SpaceView | BackendError],
         ranges: Sequence[PortRange],
         backend: str,
         generated_at: datetime,
@@ -209,19 +229,22 @@ class ClusterStatus:
     ) -> ClusterStatus:
         """Put the views of the store in order.
 
-        ``ranges``: all that are configured, since those of the cluster take their numbers from the others.
-        ``host``: this one only, with those ports of the cluster that are bound there; counts in the cluster are of
-        all of it. ``range``: ports and counts of this range only; leases are shown all the same.
+        ``names``: of the spaces; ``views``: as :meth:`~clusterports.abc.Backend.read` answers for them. ``ranges``:
+        all that are configured, since those of the cluster take their numbers from the others. ``host``: this one
+        only, with those ports of the cluster that are bound there; counts in the cluster are of all of it. ``range``:
+        ports and counts of this range only; leases are shown all the same.
 
         :raises ConfigurationError: when ``range`` is neither configured nor found in the store.
         """
         now = generated_at.astimezone(UTC)
-        views = sorted(_named(spaces), key=itemgetter(0))
+        answers = _by_host(names, views)
         if range is not None:
-            known = {one.name for one in ranges} | {port.range for _, view in views for port in view.ports} - {""}
+            given_for = {port.range for _, view in answers if not isinstance(view, BackendError) for port in view.ports}
+            known = {one.name for one in ranges} | given_for - {""}
             if range not in known:
                 raise ConfigurationError(f"range: must be one of {', '.join(sorted(known))}; got {show(range)}")
-        shown = [(name, view) for name, view in views if host is None or name in ("", host)]
+        answers = [(name, view) for name, view in answers if host is None or name in ("", host)]
+        shown = [(name, view) for name, view in answers if not isinstance(view, BackendError)]
         rules = _rules(ranges)
         given: dict[Scope, dict[str, Collection[int]]] = {
             scope: {rule.span.name: rule.given if rule.span.scope == scope else () for rule in rules}
@@ -240,6 +263,9 @@ class ClusterStatus:
                 for rule in rules
                 if range is None or rule.span.name == range
             ),
+            unreadable=tuple(
+                UnreadableHost(name, str(view)) for name, view in answers if isinstance(view, BackendError)
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,6 +276,7 @@ class ClusterStatus:
             "generated_at": _iso(self.generated_at),
             "hosts": [host.to_dict() for host in self.hosts],
             "ranges": [one.to_dict() for one in self.ranges],
+            "unreadable": [one.to_dict() for one in self.unreadable],
         }
 
 
@@ -272,14 +299,18 @@ class _Taken(NamedTuple):
     outside: dict[str, set[int]]
 
 
-def _named(spaces: Iterable[SpaceView]) -> Iterator[tuple[str, SpaceView]]:
+def _by_host(
+    spaces: Iterable[str], views: Iterable[SpaceView | BackendError]
+) -> list[tuple[str, SpaceView | BackendError]]:
     """Each with its host, or with "" for the cluster's; nothing of a cluster whose space nobody has used."""
-    for view in spaces:
-        if is_cluster_space(view.space):
-            if view.fence or view.leases or view.ports:
-                yield "", view
-        elif is_host_space(view.space) and (name := space_host(view.space)):
-            yield name, view
+    found: list[tuple[str, SpaceView | BackendError]] = []
+    for space, view in zip(spaces, views, strict=True):
+        if is_cluster_space(space):
+            if isinstance(view, BackendError) or view.fence or view.leases or view.ports:
+                found.append(("", view))
+        elif is_host_space(space) and (name := space_host(space)):
+            found.append((name, view))
+    return sorted(found, key=itemgetter(0))
 
 
 def _scope(name: str) -> Scope:
@@ -327,7 +358,7 @@ def _host(
 
 def _lease(view: LeaseView, ports: int) -> LeaseStatus:
     state = "live" if view.expires_in > 0 else "expired"
-    return LeaseStatus(view.lease, view.instance, state, _seconds(view.expires_in), ports)
+    return LeaseStatus(view.lease, view.instance, state, _seconds(view.expires_in), ports, view.grace)
 
 
 def _port(view: PortView, host: str, outside: Mapping[str, set[int]], now: datetime, oldest: int) -> PortStatus:

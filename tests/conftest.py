@@ -11,6 +11,7 @@ from hypothesis import Phase, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 CI = os.environ.get("CI") == "true"
 
@@ -60,6 +61,11 @@ def memory() -> servers.MemoryStore:
 
 
 @pytest.fixture
+def sqlite(tmp_path: Path) -> servers.SqliteStore:
+    return servers.SqliteStore(tmp_path)
+
+
+@pytest.fixture
 def fake_redis() -> servers.FakeRedisStore:
     return servers.FakeRedisStore()
 
@@ -82,7 +88,7 @@ def redis_store(request: pytest.FixtureRequest) -> servers.RedisStore:
     return _store(request)  # type: ignore[no-any-return]
 
 
-@pytest.fixture(params=["memory", "fakeredis", "valkey", "redis7"])
+@pytest.fixture(params=["memory", "sqlite", "fakeredis", "valkey", "redis7"])
 def store(request: pytest.FixtureRequest) -> servers.Store:
     """Each store, empty."""
     return _store(request)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The stores that tests run on: memory, fakeredis, a real Valkey, a real Redis 7.0.
+"""The stores that tests run on: memory, SQLite, fakeredis, a real Valkey, a real Redis 7.0.
 
 Each offers the same few things, so that a test says ``store`` and runs on all of them. A backend made with
 ``virtual=True`` takes its time from ``store.clock`` instead of the store's own.
@@ -21,13 +21,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from clusterports.abc import SpaceView
 from clusterports_memory import AsyncMemoryBackend, MemoryBackend
 from clusterports_memory import Store as MemorySpaces
 from clusterports_redis import AsyncRedisBackend, RedisBackend
 from clusterports_redis._scripts import Scripts
+from clusterports_sqlite import AsyncSqliteBackend, SqliteBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from clusterports.abc import AsyncBackend, Backend
 
@@ -37,6 +40,7 @@ __all__ = [
     "MemoryStore",
     "Missing",
     "ServerStore",
+    "SqliteStore",
     "Store",
     "VirtualClock",
     "find_redis",
@@ -70,6 +74,13 @@ class VirtualClock:
 
     def advance(self, seconds: float) -> None:
         self.set(self.now + round(seconds * 1e6))
+
+
+def view(backend: Backend, space: str) -> SpaceView:
+    """How a space stands, which is not damaged."""
+    (found,) = backend.read([space])
+    assert isinstance(found, SpaceView)
+    return found
 
 
 class Store(ABC):
@@ -113,6 +124,33 @@ class MemoryStore(Store):
 
     def connect_async(self, *, virtual: bool = False) -> AsyncMemoryBackend:
         return AsyncMemoryBackend(self._virtual if virtual else self._real)
+
+
+class SqliteStore(Store):
+    name = "sqlite"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = 0
+        self.flush()
+
+    def flush(self) -> None:
+        self.clock = VirtualClock()
+        self._files += 1
+        self.path = self._folder / f"store-{self._files}.db"
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.path}"
+
+    def connect(self, *, virtual: bool = False, **arguments: Any) -> SqliteBackend:
+        return SqliteBackend(str(self.path), **self._times(virtual), **arguments)
+
+    def connect_async(self, *, virtual: bool = False, **arguments: Any) -> AsyncSqliteBackend:
+        return AsyncSqliteBackend(str(self.path), **self._times(virtual), **arguments)
+
+    def _times(self, virtual: bool) -> dict[str, Any]:
+        return {"clock": lambda: self.clock.now, "wall": lambda: self.clock.now} if virtual else {}
 
 
 class RedisClock(VirtualClock):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Occupied,
         Opened,
         Port,
+        PortView,
         Queued,
         Reclaimed,
         Released,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         Stale,
         Wait,
     )
+    from clusterports.errors import BackendError
 
 __all__ = ["AsyncMemoryBackend", "MemoryBackend", "Store", "connect", "connect_async"]
 
@@ -152,7 +154,9 @@ class MemoryBackend(Backend):
     def __init__(self, store: Store | None = None) -> None:
         self._store = store or Store()
 
-    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+    def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
         store = self._store
         with store.lock:
             opened = store.spaces.setdefault(space, store.space(space))
@@ -201,6 +205,19 @@ class MemoryBackend(Backend):
                 store.clock(), holder, ports, range=range, duration=duration, most=most, host=host
             )
 
+    def force(self, space: str, port: PortView) -> bool:
+        store = self._store
+        with store.lock:
+            return store.space(space).force(store.clock(), port)
+
+    def drop(self, space: str) -> bool:
+        store = self._store
+        with store.lock:
+            empty = store.space(space).empty()
+            if empty:
+                store.spaces.pop(space, None)
+            return empty
+
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         store = self._store
         with store.lock:
@@ -216,7 +233,7 @@ class MemoryBackend(Backend):
         with store.lock:
             return store.space(space).held(holder, store.clock(), after)
 
-    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         store = self._store
         with store.lock:
             return [store.space(name).view(store.clock()) for name in spaces]
@@ -242,8 +259,10 @@ class AsyncMemoryBackend(AsyncBackend):
     def __init__(self, store: Store | None = None) -> None:
         self._sync = MemoryBackend(store)
 
-    async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
-        return self._sync.open(space, instance, token=token, ttl=ttl, supersede=supersede)
+    async def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
+        return self._sync.open(space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound)
 
     async def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
@@ -272,6 +291,12 @@ class AsyncMemoryBackend(AsyncBackend):
     async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
         return self._sync.release(space, holder, ports)
 
+    async def force(self, space: str, port: PortView) -> bool:
+        return self._sync.force(space, port)
+
+    async def drop(self, space: str) -> bool:
+        return self._sync.drop(space)
+
     async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         return self._sync.close_lease(space, holder, quarantine=quarantine)
 
@@ -281,7 +306,7 @@ class AsyncMemoryBackend(AsyncBackend):
     async def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
         return self._sync.held(space, holder, after)
 
-    async def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         return self._sync.read(spaces)
 
     async def spaces(self, instance: str | None = None) -> list[str]:

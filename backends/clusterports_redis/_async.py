@@ -14,6 +14,7 @@ from redis.asyncio.connection import Connection
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from clusterports._space import Space
+from clusterports._text import show
 from clusterports.abc import AsyncBackend, AsyncWatch, Capability, Gone, Marked, Released
 from clusterports.errors import BackendError, ConfigurationError
 
@@ -21,6 +22,8 @@ from . import _wire as wire
 from ._failures import (
     Fate,
     Unreached,
+    concerns_data,
+    damaged,
     fate,
     not_known,
     points_elsewhere,
@@ -33,8 +36,10 @@ from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
 if TYPE_CHECKING:
+    # sync-only: from collections.abc import Iterator
     from collections.abc import Callable, Sequence
 
+    # sync-only: from clusterports.abc import Finding
     from clusterports.abc import (
         Ask,
         Closed,
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
         Occupied,
         Opened,
         Port,
+        PortView,
         Queued,
         Reclaimed,
         Renewal,
@@ -282,12 +288,11 @@ class AsyncRedisBackend(AsyncBackend):
 
     # ---------------------------------------------------------------- steps
 
-    async def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+    async def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
         reply = await self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede))
-        try:
-            await self._call("SADD", wire.SPACES, space)
-        except BackendError as error:  # the index serves status only; the lease is ours
-            logger.warning("the index of spaces was not updated: %s", error)
+        await self._list(space)
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     async def acquire(
@@ -327,6 +332,30 @@ class AsyncRedisBackend(AsyncBackend):
         counted = await self._in_parts("foreign", space, ports, args)
         return counted if isinstance(counted, Gone) else Marked(counted)
 
+    async def force(self, space: str, port: PortView) -> bool:
+        reply = await self._run("force", wire.keys(space), wire.force_args(port))
+        return wire.reply_of(reply)  # type: ignore[no-any-return]
+
+    async def drop(self, space: str) -> bool:
+        # The index comes first: whoever opens the space from here on puts it in again. The other way round, a space
+        # that was opened between the two would be lost from it for good.
+        await self._call("SREM", wire.SPACES, space)
+        dropped = False
+        try:
+            reply = await self._run("drop", wire.all_keys(space), [])
+            dropped = bool(wire.reply_of(reply))
+        finally:
+            if not dropped:
+                await self._list(space)
+        return dropped
+
+    async def _list(self, space: str) -> None:
+        """Put it into the index. That serves status only: what was done in the space stands all the same."""
+        try:
+            await self._call("SADD", wire.SPACES, space)
+        except BackendError as error:
+            logger.warning("the index of spaces was not updated: %s", error)
+
     async def watch(self, space: str, ticket: int) -> AsyncWatch:
         channel = wire.wake_channel(space, ticket)
         pubsub = self._link.pubsub()
@@ -351,16 +380,26 @@ class AsyncRedisBackend(AsyncBackend):
         reply = await self._run("held", wire.keys(space), wire.held_args(holder, after))
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
-    async def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         readers = [wire.SpaceReader(space) for space in spaces]
+        errors: dict[wire.SpaceReader, BackendError] = {}
         waiting = readers
         while waiting:
             pages = await self._batch("read", [(wire.keys(reader.space), reader.args()) for reader in waiting])
-            for page in pages:
-                if isinstance(page, BaseException):
-                    raise page
-            waiting = [reader for reader, page in zip(waiting, pages, strict=True) if not reader.feed(page)]
-        return [reader.view() for reader in readers]
+            more = []
+            for reader, page in zip(waiting, pages, strict=True):
+                if isinstance(page, BackendError):
+                    if not concerns_data(page):
+                        raise page
+                    errors[reader] = page
+                    continue
+                try:
+                    if not reader.feed(page):
+                        more.append(reader)
+                except wire.Undecodable as error:
+                    errors[reader] = damaged(show(str(error)), self._link.where)
+            waiting = more
+        return [errors.get(reader) or reader.view() for reader in readers]
 
     async def spaces(self, instance: str | None = None) -> list[str]:
         known = sorted(wire.text(space) for space in await self._call("SMEMBERS", wire.SPACES))
@@ -378,6 +417,11 @@ class AsyncRedisBackend(AsyncBackend):
                 if answer:
                     found.append(space)
         return found
+
+    # sync-only: def diagnose(self, *, repair: bool = False) -> Iterator[Finding]:
+    # sync-only:     from ._doctor import diagnose
+    # sync-only:
+    # sync-only:     return diagnose(self, repair=repair)
 
     async def close(self) -> None:
         await self._link.close()
@@ -441,6 +485,7 @@ class AsyncRedisBackend(AsyncBackend):
                 outlook = fate(error)
                 if outlook is Fate.FATAL:
                     outcomes[index] = translate(error, self._link.where)
+                    outcomes[index].__cause__ = error
                     outcomes[index].unknown = unknown  # an earlier try may have been carried out
                 else:
                     unknown = unknown or outlook is Fate.UNKNOWN

@@ -13,6 +13,9 @@ from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSc
 __all__ = [
     "Fate",
     "Unreached",
+    "code",
+    "concerns_data",
+    "damaged",
     "fate",
     "not_known",
     "points_elsewhere",
@@ -109,8 +112,7 @@ def translate(error: BaseException, where: str) -> BackendError:
         version = said.split("CPSCHEMA ", 1)[1].split(" ", 1)[0]
         return IncompatibleSchema(f"The data at {where} has schema {version}; this clusterports knows schema 1 only")
     if "CPDAMAGED " in said:
-        what = said.split("CPDAMAGED ", 1)[1]
-        return BackendError(f"The data at {where} is damaged, so nothing is allocated there: {what}")
+        return damaged(said.split("CPDAMAGED ", 1)[1], where)
     if said.startswith(_FORBIDDEN_IN_SCRIPT):
         return BackendError(f"The store at {where} forbids this user what is needed: {said}")
     match code(inner):
@@ -121,6 +123,16 @@ def translate(error: BaseException, where: str) -> BackendError:
         case "OOM":
             return BackendError(f"The store at {where} is out of memory: {said}")
     return BackendError(f"The store at {where} answered with an error: {said}")
+
+
+def damaged(what: str, where: str) -> BackendError:
+    return BackendError(f"The data at {where} is damaged, so nothing is allocated there: {what}")
+
+
+def concerns_data(error: BackendError) -> bool:
+    """Whether a translated error is about the data that was touched, and not about the server or the user."""
+    said = str(error.__cause__)
+    return any(word in said for word in ("CPSCHEMA ", "CPDAMAGED ", "WRONGTYPE "))
 
 
 def unavailable(error: BaseException, where: str, timeout: float, *, unknown: bool) -> BackendUnavailable:

@@ -8,7 +8,9 @@ from typing import Final, NamedTuple
 
 __all__ = ["SCRIPTS", "Script", "Scripts"]
 
-_NAMES: Final = ("open", "acquire", "preview", "renew", "release", "foreign", "close", "reclaim", "held", "read")
+_NAMES: Final = (
+    *("open", "acquire", "preview", "renew", "release", "foreign", "force", "close", "reclaim", "drop", "held", "read"),
+)
 
 
 class Script(NamedTuple):
@@ -48,8 +50,10 @@ class Scripts:
     renew: Script
     release: Script
     foreign: Script
+    force: Script
     close: Script
     reclaim: Script
+    drop: Script
     held: Script
     read: Script
 

@@ -16,6 +16,7 @@ from redis.connection import Connection
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from clusterports._space import Space
+from clusterports._text import show
 from clusterports.abc import Backend, Capability, Gone, Marked, Released, Watch
 from clusterports.errors import BackendError, ConfigurationError
 
@@ -23,6 +24,8 @@ from . import _wire as wire
 from ._failures import (
     Fate,
     Unreached,
+    concerns_data,
+    damaged,
     fate,
     not_known,
     points_elsewhere,
@@ -35,11 +38,12 @@ from ._scripts import SCRIPTS, Scripts
 from ._url import connection_arguments, place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from clusterports.abc import (
         Ask,
         Closed,
+        Finding,
         Full,
         Granted,
         Held,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
         Occupied,
         Opened,
         Port,
+        PortView,
         Queued,
         Reclaimed,
         Renewal,
@@ -279,12 +284,11 @@ class RedisBackend(Backend):
 
     # ---------------------------------------------------------------- steps
 
-    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
+    def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
         reply = self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede))
-        try:
-            self._call("SADD", wire.SPACES, space)
-        except BackendError as error:  # the index serves status only; the lease is ours
-            logger.warning("the index of spaces was not updated: %s", error)
+        self._list(space)
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     def acquire(
@@ -322,6 +326,30 @@ class RedisBackend(Backend):
         counted = self._in_parts("foreign", space, ports, args)
         return counted if isinstance(counted, Gone) else Marked(counted)
 
+    def force(self, space: str, port: PortView) -> bool:
+        reply = self._run("force", wire.keys(space), wire.force_args(port))
+        return wire.reply_of(reply)  # type: ignore[no-any-return]
+
+    def drop(self, space: str) -> bool:
+        # The index comes first: whoever opens the space from here on puts it in again. The other way round, a space
+        # that was opened between the two would be lost from it for good.
+        self._call("SREM", wire.SPACES, space)
+        dropped = False
+        try:
+            reply = self._run("drop", wire.all_keys(space), [])
+            dropped = bool(wire.reply_of(reply))
+        finally:
+            if not dropped:
+                self._list(space)
+        return dropped
+
+    def _list(self, space: str) -> None:
+        """Put it into the index. That serves status only: what was done in the space stands all the same."""
+        try:
+            self._call("SADD", wire.SPACES, space)
+        except BackendError as error:
+            logger.warning("the index of spaces was not updated: %s", error)
+
     def watch(self, space: str, ticket: int) -> Watch:
         channel = wire.wake_channel(space, ticket)
         pubsub = self._link.pubsub()
@@ -346,16 +374,26 @@ class RedisBackend(Backend):
         reply = self._run("held", wire.keys(space), wire.held_args(holder, after))
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
-    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         readers = [wire.SpaceReader(space) for space in spaces]
+        errors: dict[wire.SpaceReader, BackendError] = {}
         waiting = readers
         while waiting:
             pages = self._batch("read", [(wire.keys(reader.space), reader.args()) for reader in waiting])
-            for page in pages:
-                if isinstance(page, BaseException):
-                    raise page
-            waiting = [reader for reader, page in zip(waiting, pages, strict=True) if not reader.feed(page)]
-        return [reader.view() for reader in readers]
+            more = []
+            for reader, page in zip(waiting, pages, strict=True):
+                if isinstance(page, BackendError):
+                    if not concerns_data(page):
+                        raise page
+                    errors[reader] = page
+                    continue
+                try:
+                    if not reader.feed(page):
+                        more.append(reader)
+                except wire.Undecodable as error:
+                    errors[reader] = damaged(show(str(error)), self._link.where)
+            waiting = more
+        return [errors.get(reader) or reader.view() for reader in readers]
 
     def spaces(self, instance: str | None = None) -> list[str]:
         known = sorted(wire.text(space) for space in self._call("SMEMBERS", wire.SPACES))
@@ -373,6 +411,12 @@ class RedisBackend(Backend):
                 if answer:
                     found.append(space)
         return found
+
+    def diagnose(self, *, repair: bool = False) -> Iterator[Finding]:
+        from ._doctor import diagnose
+
+        # sync-only:
+        return diagnose(self, repair=repair)
 
     def close(self) -> None:
         self._link.close()
@@ -436,6 +480,7 @@ class RedisBackend(Backend):
                 outlook = fate(error)
                 if outlook is Fate.FATAL:
                     outcomes[index] = translate(error, self._link.where)
+                    outcomes[index].__cause__ = error
                     outcomes[index].unknown = unknown  # an earlier try may have been carried out
                 else:
                     unknown = unknown or outlook is Fate.UNKNOWN

@@ -52,6 +52,7 @@ def connection_arguments(url: str, socket_timeout: float) -> dict[str, Any]:
         **arguments,
         "driver_info": None,
         "decode_responses": True,
+        "encoding_errors": "backslashreplace",  # of a damaged record, and no JSON then
         "protocol": 3,
     }
 

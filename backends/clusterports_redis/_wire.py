@@ -57,10 +57,12 @@ def keys(space: str) -> tuple[str, ...]:
 
 def keys_for(space: str, asks: Sequence[Ask]) -> tuple[str, ...]:
     """The keys for picking: with room to calculate, where a look at one bitmap is not enough."""
-    for ask in asks:
-        if ask.align or ask.protocol == "both":
-            return (*keys(space), *(f"{PREFIX}{{{space}}}:{part}" for part in ("scratch", "mask", "halves")))
-    return keys(space)
+    return all_keys(space) if any(ask.align or ask.protocol == "both" for ask in asks) else keys(space)
+
+
+def all_keys(space: str) -> tuple[str, ...]:
+    """The keys of a space, and those of the room to calculate."""
+    return (*keys(space), *(f"{PREFIX}{{{space}}}:{part}" for part in ("scratch", "mask", "halves")))
 
 
 def wake_channel(space: str, ticket: int) -> str:
@@ -159,8 +161,10 @@ def _more(ask: Ask) -> str:
 
 
 def renew_args(renewal: Renewal) -> list[Any]:
-    left = (f"w{ticket}" for ticket in renewal.left)
-    return [renewal.holder.lease, renewal.holder.incarnation, renewal.floor, *renewal.abandoned, *left]
+    args: list[Any] = [renewal.holder.lease, renewal.holder.incarnation, renewal.floor, *renewal.abandoned]
+    if renewal.left or renewal.heard:
+        args += [*(f"w{ticket}" for ticket in renewal.left), *(f"f{fence}" for fence in renewal.heard)]
+    return args
 
 
 def release_args(holder: Holder, ports: Iterable[Port]) -> list[Any]:
@@ -178,6 +182,10 @@ def _add_ports(args: list[Any], ports: Iterable[Port]) -> list[Any]:
     return args
 
 
+def force_args(port: PortView) -> list[Any]:
+    return [member(port.protocol, port.number), port.fence, port.state[0]]
+
+
 def close_args(holder: Holder, quarantine: bool) -> list[Any]:
     return [holder.lease, holder.incarnation, "cool" if quarantine else "free"]
 
@@ -192,7 +200,7 @@ def held_args(holder: Holder, after: Port | None) -> list[Any]:
 def text(reply: Any) -> Any:
     """A reply as str and int, whether or not the client decodes."""
     if isinstance(reply, bytes):
-        return reply.decode()
+        return reply.decode(errors="backslashreplace")  # of a damaged record, and no JSON then
     return [text(item) for item in reply] if isinstance(reply, list) else reply
 
 
@@ -232,6 +240,15 @@ def _held(reply: list[Any]) -> Held:
     return Held(ports, len(ports) == PAGE)
 
 
+def _renewed(reply: list[Any]) -> Renewed:
+    revoked = []
+    for entry in reply[2].split(";") if len(reply) > 2 else ():
+        fence, _, name = entry.partition(" ")
+        protocol, number = parse_member(name)
+        revoked.append(Port(number, protocol, int(fence)))
+    return Renewed(bool(reply[1]), tuple(revoked))
+
+
 _STATES: Final[dict[str, Literal["held", "cooling", "foreign"]]] = {"h": "held", "c": "cooling", "f": "foreign"}
 
 
@@ -258,9 +275,11 @@ def port_view(name: str, record: str, clock: int, now: int) -> PortView:
 _REPLIES: Final = {
     "GRANTED": _granted,
     "RELEASED": lambda reply: Released(int(reply[1])),
-    "RENEWED": lambda reply: Renewed(bool(reply[1])),
+    "RENEWED": _renewed,
     "RECLAIMED": lambda reply: Reclaimed(bool(reply[1])),
     "CLOSED": lambda reply: Closed(bool(reply[1])),
+    "FORCED": lambda reply: bool(reply[1]),
+    "DROPPED": lambda reply: bool(reply[1]),
     "FULL": _full,
     "QUEUED": lambda reply: Queued(int(reply[1]), bool(reply[2]), int(reply[3])),
     "PREVIEW": _preview,
@@ -271,6 +290,18 @@ _REPLIES: Final = {
     "OCCUPIED": lambda reply: Occupied(int(reply[1]), reply[2]),
     "HELD": _held,
 }
+
+
+def lease_view(lease: int, record: str, clock: int, before: int, gap: int) -> LeaseView:
+    """``before``: the clock at the last visit; ``gap``: the time since."""
+    incarnation, expires_text, nominal, ttl_text, _, instance = record.split(" ", 5)
+    expires, ttl = int(expires_text), int(ttl_text)
+    grace = gap * 3 > ttl and before < expires == int(nominal) and expires <= clock
+    return LeaseView(lease, json.loads(instance), int(incarnation), ttl, expires - clock, grace)
+
+
+class Undecodable(Exception):
+    """The record of this name is damaged."""
 
 
 class SpaceReader:
@@ -288,21 +319,24 @@ class SpaceReader:
         return [self.cursor, PAGE]
 
     def feed(self, reply: Any) -> bool:
-        """Take a page; True when it was the last."""
-        _, self.cursor, clock_text, now_text, fence, *fields = text(reply)
+        """Take a page; True when it was the last.
+
+        :raises Undecodable: for a record that no script has written.
+        """
+        _, self.cursor, clock_text, now_text, fence, before, gap, *fields = text(reply)
         clock, now = int(clock_text), int(now_text)
         self._fence = int(fence)
         for name, record in zip(fields[::2], fields[1::2], strict=True):
             kind, _, rest = name.partition("/")
-            if kind == "lease":
-                incarnation, expires, _, ttl, _, instance = record.split(" ", 5)
-                self._leases[name] = LeaseView(
-                    int(rest), json.loads(instance), int(incarnation), int(ttl), int(expires) - clock
-                )
-            elif kind == "wait":
-                self._waiting.add(name)
-            else:
-                self._ports[name] = port_view(name, record, clock, now)
+            try:
+                if kind == "lease":
+                    self._leases[name] = lease_view(int(rest), record, clock, int(before), int(gap))
+                elif kind == "wait":
+                    self._waiting.add(name)
+                else:
+                    self._ports[name] = port_view(name, record, clock, now)
+            except (KeyError, TypeError, ValueError) as error:
+                raise Undecodable(name) from error
         return bool(self.cursor == "0")
 
     def view(self) -> SpaceView:

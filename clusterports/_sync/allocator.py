@@ -26,17 +26,18 @@ from clusterports._names import (
     space_host,
     where,
 )
-from clusterports._requests import Ranges
+from clusterports._requests import Ranges, check_port, overlap
 from clusterports._text import show
 from clusterports._wants import Want, check_wait
 from clusterports._watchdog import Callbacks, Watchdog
-from clusterports.abc import Gone, Granted, Holder, Occupied, Port, Renewed
+from clusterports.abc import Capability, Gone, Granted, Holder, Occupied, Port, Renewed
 from clusterports.errors import (
     BackendError,
     BackendUnavailable,
     ClusterPortsError,
     ConfigurationError,
     LeaseLost,
+    PortInUse,
 )
 from clusterports.probe import HeldSockets, bound, is_local, warn_ephemeral
 from clusterports.ranges import PortRequest
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from clusterports._requests import Plan
-    from clusterports.abc import Ask, Backend, Full, Protocol4, Queued, Stale, Wait
+    from clusterports.abc import Ask, Backend, Full, PortView, Protocol4, Queued, Stale, Wait
     from clusterports.probe import Probe
     from clusterports.ranges import PortRange
     from clusterports.settings import Settings
@@ -337,6 +338,9 @@ class PortAllocator:
         lease.unreleased[port.fence] = port  # first of all: from here on it is given back, whatever interrupts us
         allocation._released = True
         lease.ports.pop(port.fence, None)
+        if allocation._revoked:
+            lease.unreleased.pop(port.fence, None)
+            raise self._forced_error(lease, [allocation])
         if lease.state == "lost":
             raise self._lost_error(lease, [allocation])
         self._discard_socket(allocation)
@@ -345,6 +349,46 @@ class PortAllocator:
         if isinstance(reply, Gone):
             self._gone(lease, reply)
             raise self._lost_error(lease, [allocation])
+
+    def force_release(self, host: str, number: int, protocol: Protocol4 = "tcp", *, fence: int | None = None) -> bool:
+        """Take a port from whoever has it; for operators, where a job or its manager cannot do it any more.
+
+        A held port cools for the quarantine of its range, and its holder is told with its next heartbeat. A port that
+        cools, or is marked as foreign, is free at once. ``fence``: only if it is still this allocation of the port.
+        False: the port is free.
+
+        :raises PortInUse: the port has another fence by now; says who has it.
+        :raises ConfigurationError: a value out of its bounds.
+        :raises BackendError: the store is away, or what it knows of this host is damaged.
+        """
+        self._check_process()
+        check_port(number, protocol)
+        spaces = [host_space(check_name("host", host)), CLUSTER_SPACE]
+        done = False
+        for space, view in zip(spaces, self._backend.read(spaces), strict=True):
+            if isinstance(view, BackendError):
+                raise view
+            for port in view.ports:
+                if port.number != number or not overlap(port.protocol, protocol) or port.host not in ("", host):
+                    continue
+                if fence is not None and port.fence != fence:
+                    raise PortInUse(host, port)
+                self._force(space, host, port)
+                done = True
+        return done
+
+    def _force(self, space: str, host: str, port: PortView) -> None:
+        if self._backend.force(space, port):
+            return
+        (view,) = self._backend.read([space])  # changed meanwhile, perhaps by us: a reply that was lost
+        if isinstance(view, BackendError):
+            raise view
+        for other in view.ports:
+            same = other.fence == port.fence
+            if (other.number, other.protocol) == (port.number, port.protocol) and (
+                other.state == port.state if same else other.state == "held"
+            ):
+                raise PortInUse(host, other)
 
     def allocations(self) -> list[Allocation]:
         """What this instance holds, by host and number; also what it held before it was restarted."""
@@ -362,7 +406,8 @@ class PortAllocator:
         self._check_process()
         names = self._backend.spaces() if host is None else [CLUSTER_SPACE, host_space(check_name("host", host))]
         return ClusterStatus.build(
-            spaces=self._backend.read(names),
+            names=names,
+            views=self._backend.read(names),
             ranges=list(self._ranges.by_name.values()),
             backend=self._backend.name,
             generated_at=datetime.now(UTC),
@@ -482,19 +527,20 @@ class PortAllocator:
         sent_at = monotonic()
         # Never the same token twice: the attempt before may have opened a lease whose time began then, not now.
         token = f"{self._process}{next(self._entered):08x}"
-        reply = self._backend.open(space, self.instance, token=token, ttl=ttl)
+        bound = not self._named  # else a process may come back under the name
+        reply = self._backend.open(space, self.instance, token=token, ttl=ttl, bound=bound)
         while isinstance(reply, Occupied):
             if self._outdated(space, reply):
                 self._superseded.add(space)
                 raise self._superseded_error(space)
             seen = reply.incarnation
             sent_at = monotonic()
-            reply = self._backend.open(space, self.instance, token=token, ttl=ttl, supersede=seen)
+            reply = self._backend.open(space, self.instance, token=token, ttl=ttl, supersede=seen, bound=bound)
             self._incarnations[space] = seen  # two that start at once: only one takes over from the other
         self._incarnations[space] = reply.incarnation
         holder = Holder(self.instance, reply.lease, reply.incarnation)
         host = space_host(space) if is_host_space(space) else ""
-        lease = HostLease(space, host, holder, self.ttl, sent_at, strict=self._strict)
+        lease = HostLease(space, host, holder, self.ttl, sent_at, strict=self._strict, token=token)
         if reply.ports:
             self._find_again(lease)
         return lease
@@ -550,8 +596,12 @@ class PortAllocator:
                 port._released = lease.left
                 self._discard_socket(port)
             self._end(lease, quarantine=not lease.left)
-        elif lease.unreleased:
+            return
+        if lease.unreleased:
             self._backend.release(lease.space, lease.holder, list(lease.unreleased.values()))
+        if not self._named and Capability.DEATHS in self._backend.capabilities:  # it is to outlive this process
+            ttl = round(self.ttl * 1_000_000)
+            self._backend.open(lease.space, self.instance, token=lease.token, ttl=ttl, bound=False)
 
     def _end(self, lease: HostLease, *, quarantine: bool = False) -> None:
         more = True
@@ -594,14 +644,26 @@ class PortAllocator:
         if self._on_lost is not None:
             self._callbacks.call(self._on_lost, error)
 
+    def _revoke(self, lease: HostLease, ports: Iterable[Port]) -> None:
+        """The store says that these were taken from us by force."""
+        taken = [port for port in (lease.hear(fence) for _, _, fence in ports) if port is not None]
+        for port in taken:
+            self._discard_socket(port)
+        if taken:
+            error = self._forced_error(lease, taken)
+            logger.error("%s", error)
+            if self._on_lost is not None:
+                self._callbacks.call(self._on_lost, error)
+
+    def _forced_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
+        message = f"Taken by force from instance {self.instance!r} {where(lease.space)}: {_numbers(allocations)}"
+        return LeaseLost(message, allocations=allocations, reason="revoked")
+
     def _lost_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
         newer = lease.space in self._superseded
         why = "a newer process runs under this name" if newer else "it was not renewed in time"
-        numbers = ", ".join(f"{port.number}/{port.protocol}" for port in allocations[:8])
-        if len(allocations) > 8:
-            numbers += f" and {len(allocations) - 8} more"
         message = f"The lease of instance {self.instance!r} {where(lease.space)} is lost: {why}"
-        return LeaseLost(f"{message}; ports: {numbers or 'none'}", allocations=allocations, reason=lease.reason)
+        return LeaseLost(f"{message}; ports: {_numbers(allocations)}", allocations=allocations, reason=lease.reason)
 
     # ---------------------------------------------------------------- acquire
 
@@ -720,6 +782,8 @@ class PortAllocator:
         for lease, renewal, outcome in zip(leases, renewals, outcomes, strict=True):
             if isinstance(outcome, Renewed):
                 lease.renewed(renewal, sent_at)
+                if outcome.revoked:
+                    self._revoke(lease, outcome.revoked)
                 if lease.renewal().abandoned:  # more than one heartbeat may undo
                     self._wake.set()
                 self._catch_up(lease, backlog=outcome.backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
@@ -742,3 +806,10 @@ class PortAllocator:
                 backlog = self._backend.reclaim(lease.space).backlog
         except BackendError as error:
             logger.warning("%s: %s", where(lease.space), error)
+
+
+def _numbers(allocations: list[HeldPort]) -> str:
+    numbers = ", ".join(f"{port.number}/{port.protocol}" for port in allocations[:8])
+    if len(allocations) > 8:
+        numbers += f" and {len(allocations) - 8} more"
+    return numbers or "none"

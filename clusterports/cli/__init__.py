@@ -2,121 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from importlib import import_module
-from io import TextIOWrapper
-from typing import Annotated, Any
-
-import typer
-from typer.core import TyperGroup
-
-from clusterports.errors import (
-    AllocationError,
-    BackendError,
-    ClusterPortsError,
-    ConfigurationError,
-    ImpossibleRequest,
-    LeaseLost,
-)
-
-from ._common import say
-
-__all__ = ["app", "main"]
-
-COMMANDS = {
-    "run": "Take a port, run a command with it, give it back.",
-    "status": "Show who holds which port, and for how long.",
-    "demo": "See it work on three hosts, one of which dies.",
-}
-
-EXIT_CODES: tuple[tuple[type[ClusterPortsError], int], ...] = (
-    (ConfigurationError, 2),
-    (ImpossibleRequest, 2),
-    (AllocationError, 3),
-    (LeaseLost, 4),
-    (BackendError, 5),
-    (ClusterPortsError, 1),
-)
-
-
-class _LazyGroup(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in COMMANDS and cmd_name not in self.commands:
-            function = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
-            one = typer.Typer(add_completion=False, rich_markup_mode=None)
-            # What follows the first word of a command to run is that command's, also without "--".
-            one.command(cmd_name, context_settings={"allow_interspersed_args": cmd_name != "run"})(function)
-            self.commands[cmd_name] = typer.main.get_command(one)
-        return super().get_command(ctx, cmd_name)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-# Plain help: rich takes longer to import than the rest of a command's start.
-app = typer.Typer(
-    cls=_LazyGroup,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"clusterports {version('clusterports')}")
-        raise typer.Exit
-
-
-@app.callback()
-def clusterports(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    """Cluster-wide network ports for jobs: leased, renewed while the job runs, and back again when it dies."""
+__all__ = ["main"]
 
 
 def main() -> None:
     """The entry point of the command ``clusterports``: every outcome is an exit code, none is a traceback."""
-    sys.exit(_main())
+    import sys
 
-
-def _main() -> int | str | None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
-    # Errors are told here, in one line, and what befalls a lease by the command that holds it.
-    logging.getLogger("clusterports").addHandler(logging.NullHandler())
     try:
-        try:
-            app(prog_name="clusterports")
-        finally:
-            if sys.stdout is not None:  # closed when we were started
-                sys.stdout.flush()
-    except SystemExit as done:
-        return done.code
-    except ClusterPortsError as error:
-        say(error)
-        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # what is still in the buffer goes nowhere, quietly, when the interpreter flushes it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except Exception as error:
-        if sys.flags.dev_mode:
-            raise
-        say(f"unexpected {type(error).__name__}: {error} (python -X dev shows where)")
-        return 1
-    return 0
+        from ._app import run_app
+
+        code = run_app()
+    except KeyboardInterrupt:  # also while the rest is imported
+        code = 130
+    sys.exit(code)

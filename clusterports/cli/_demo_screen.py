@@ -46,16 +46,17 @@ class Row(NamedTuple):
 
 
 class Screen:
-    """A context manager. ``dead``: the managers that were killed."""
+    """A context manager. ``dead``: the managers that were killed. ``silent``: it shows nothing."""
 
-    def __init__(self) -> None:
-        terminal = sys.stdout.isatty()
+    def __init__(self, *, silent: bool = False) -> None:
+        terminal = sys.stdout.isatty() and not silent
         self._console = Console(
             force_terminal=terminal,
             width=None if terminal else WIDTH,
             highlight=False,
             markup=False,
             emoji=False,
+            quiet=silent,
         )
         unicode = self._console.encoding.lower().startswith("utf")
         self._full, self._empty, self._dash = ("█", "░", "—") if unicode else ("#", ".", "-")

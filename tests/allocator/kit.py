@@ -162,6 +162,8 @@ STEPS: Final = (
     "acquire",
     "preview",
     "mark_foreign",
+    "force",
+    "drop",
     "renew",
     "release",
     "close_lease",

@@ -10,13 +10,13 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import servers
 from allocator.kit import BACKUP, HOST, PATIENCE, Fault, Told, eventually, result
 
 from clusterports import BackendUnavailable, ClusterPortsError, LeaseLost, PortAllocator, PortRange
 from clusterports_memory import MemoryBackend
 
 if TYPE_CHECKING:
-    import servers
     from allocator.kit import Kit
 
     from clusterports.abc import Closed, Gone, Holder
@@ -137,8 +137,8 @@ def test_resume_beside_an_acquire(memory: servers.MemoryStore) -> None:
     held = ports.acquire("backup")
     backend.go_on.set()
     first.join(PATIENCE)
-    (view,) = backend.read(["host:kvm-07"])
-    assert [(10809, held.fence)] == [(port.number, port.fence) for port in view.ports]
+    found = servers.view(backend, "host:kvm-07").ports
+    assert [(10809, held.fence)] == [(port.number, port.fence) for port in found]
     ports.close()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
+import servers
 from allocator.kit import HOST, Fault, Kit, Outside, begin, eventually, finished, numbers, result
 
 from clusterports import (
@@ -25,9 +26,6 @@ from clusterports import (
 from clusterports._names import host_space
 from clusterports.abc import AsyncWatch, Watch
 from clusterports.probe import Verdict
-
-if TYPE_CHECKING:
-    import servers
 
 LONG = 60.0
 """Seconds; a test that waits for so long has failed."""
@@ -663,7 +661,7 @@ async def test_connections_of_the_caller(kind: str, valkey: servers.ServerStore)
     held = await result(ports.acquire("r"))
     waiters = [begin(ports.acquire, "r", wait=LONG) for _ in range(4)]
     with valkey.connect() as visitor:
-        await eventually(4, lambda: visitor.read([host_space(HOST)])[0].waiting)
+        await eventually(4, lambda: servers.view(visitor, host_space(HOST)).waiting)
     assert await result(ports._renew_all())
     assert held.valid
     for _ in range(4):

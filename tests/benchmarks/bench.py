@@ -296,27 +296,29 @@ def several(quick: bool, url: str) -> Iterator[Figure]:
         )
 
 
-def imports(quick: bool) -> Iterator[Figure]:
-    """Whole processes: ``import clusterports`` and ``import pydantic_settings``."""
+def processes(quick: bool) -> Iterator[Figure]:
+    """Whole processes: imports, and the command beside a program with the same library for its command line."""
+    one_line = "import typer\napp = typer.Typer()\n@app.command()\ndef main(): print('one line')\napp()"
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"PATH": os.environ["PATH"], "HOME": folder, "STATE_DIRECTORY": folder}
+        command = str(Path(sys.executable).with_name("clusterports"))
 
-    def run(module: str) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-        return time.perf_counter() - start
+        def run(*words: str) -> float:
+            start = time.perf_counter()
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
+            return time.perf_counter() - start
 
-    turns = 5 if quick else 11
-    run("clusterports")
-    run("pydantic_settings")
-    ours, theirs = [], []
-    for _ in range(turns):
-        ours.append(run("clusterports"))
-        theirs.append(run("pydantic_settings"))
-    yield Figure(
-        "import clusterports / import pydantic_settings",
-        ratio(ours, theirs),
-        1.5,
-        f"{statistics.median(ours) * 1e3:.0f} ms / {statistics.median(theirs) * 1e3:.0f} ms",
-    )
+        for name, ours, theirs, bound in (
+            ("import clusterports / import pydantic_settings", "import clusterports", "import pydantic_settings", 1.5),
+            ("status of an empty store / a typer program of one line", "", one_line, 2.5),
+        ):
+            one = (sys.executable, "-c", ours) if ours else (command, "status")
+            other = (sys.executable, "-c", theirs)
+            run(*one), run(*other)
+            pairs = [(run(*one), run(*other)) for _ in range(5 if quick else 15)]
+            mine, others = [list(times) for times in zip(*pairs, strict=True)]
+            note = f"{statistics.median(mine) * 1e3:.0f} ms / {statistics.median(others) * 1e3:.0f} ms"
+            yield Figure(name, ratio(mine, others), bound, note)
 
 
 def figures(quick: bool) -> Iterator[Figure]:
@@ -325,7 +327,7 @@ def figures(quick: bool) -> Iterator[Figure]:
         yield from flatness(quick, url)
         yield from heartbeats(quick, url)
         yield from several(quick, url)
-    yield from imports(quick)
+    yield from processes(quick)
     allowed = os.sched_getaffinity(0)
     cpu = min(allowed)
     with server(cpu) as url:

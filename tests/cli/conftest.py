@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from clusterports import cli
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from clusterports.abc import SpaceView
+
+    Main = Callable[..., tuple[int, str, str]]
+    Look = Callable[..., SpaceView]
 
 PATIENCE = 30
 """Seconds; only a test that fails waits for so long."""
@@ -24,7 +32,9 @@ class Command:
     def __init__(self, directory: Path, url: str | None) -> None:
         self.directory = directory
         self.environment = {name: text for name, text in os.environ.items() if not name.startswith("CLUSTERPORTS_")}
+        self.environment.pop("PYTHONUNBUFFERED", None)  # output that cannot be written is noticed late
         self.environment |= {"HOME": str(directory), "XDG_CONFIG_HOME": str(directory), "CLUSTERPORTS_HOST": "h"}
+        self.environment["STATE_DIRECTORY"] = str(directory)  # where the store of those is who configured none
         if url is not None:
             self.environment["CLUSTERPORTS_URL"] = url
         self._started: list[subprocess.Popen[str]] = []
@@ -87,3 +97,47 @@ def command(tmp_path: Path, valkey: Any) -> Iterator[Command]:
     command = Command(tmp_path, valkey.url)
     yield command
     command.kill_all()
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
+    """The command in this process, for what ends before a process would matter: code, output, error output."""
+    for name in list(os.environ):
+        if name.startswith("CLUSTERPORTS_"):
+            monkeypatch.delenv(name)
+    for name in ("XDG_CONFIG_HOME", "STATE_DIRECTORY"):
+        monkeypatch.setenv(name, str(tmp_path))
+    logger = logging.getLogger("clusterports")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    heard = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clusterports", *arguments])
+        for name, text in environment.items():
+            monkeypatch.setenv(name, text)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    yield run
+    for number, handler in heard.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def script(main: Main, valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The same with an empty store on a real server, on a host that is not this machine."""
+    monkeypatch.setenv("CLUSTERPORTS_URL", valkey.url)
+    monkeypatch.setenv("CLUSTERPORTS_HOST", "h")
+    return main
+
+
+@pytest.fixture
+def look(valkey: Any) -> Iterator[Look]:
+    """How a space of that store stands; by default that of host h."""
+    with valkey.connect() as backend:
+        yield lambda space="host:h": backend.read([space])[0]

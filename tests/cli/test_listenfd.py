@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import servers
 
 from clusterports.probe import FREE, bound, probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import servers
     from cli.conftest import Command
 
 PATIENCE = 30
@@ -66,8 +66,8 @@ PYTHON = (sys.executable, "-I", "-S", "-c")
 
 def held(store: servers.ServerStore) -> list[int]:
     with store.connect() as backend:
-        (view,) = backend.read(["host:localhost"])
-    return [port.number for port in view.ports if port.state == "held"]
+        found = servers.view(backend, "host:localhost").ports
+    return [port.number for port in found if port.state == "held"]
 
 
 @pytest.mark.parametrize(

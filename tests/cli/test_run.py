@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -16,30 +17,37 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from clusterports.errors import BackendError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import servers
     from cli.conftest import Command
 
+    from clusterports.abc import SpaceView
+
 PATIENCE = 30
 TINY = {"CLUSTERPORTS_RANGES__BACKUP__LAST": "10810"}
 FULL = "clusterports: Unable to find an unused port in range 'backup' (10809-10810)\n"
 
 
-def taken(store: servers.ServerStore) -> list[tuple[int, str]]:
-    """What the store knows of host h: number and state."""
-    backend = store.connect()
-    with backend:
+def look(store: servers.ServerStore) -> SpaceView:
+    """What the store knows of host h."""
+    with store.connect() as backend:
         (view,) = backend.read(["host:h"])
-    return [(port.number, port.state) for port in view.ports]
+    assert not isinstance(view, BackendError)
+    return view
+
+
+def taken(store: servers.ServerStore) -> list[tuple[int, str]]:
+    """Number and state of the ports of host h."""
+    return [(port.number, port.state) for port in look(store).ports]
 
 
 def in_queue(store: servers.ServerStore) -> int:
     """How many wait for a port on host h."""
-    with store.connect() as backend:
-        (view,) = backend.read(["host:h"])
-    return view.waiting
+    return look(store).waiting
 
 
 def wait_for_queue(store: servers.ServerStore, length: int) -> None:
@@ -82,6 +90,54 @@ def test_without_dashes(command: Command) -> None:
     done = command("run", "--range", "backup", "sh", "-c", "echo {port} --owner")
 
     assert (0, "10809 --owner\n") == (done.returncode, done.stdout)
+
+
+def test_json(command: Command, valkey: servers.ServerStore) -> None:
+    """With --json a line on stderr says what it got, in the layout of acquire, before the command starts."""
+    process, _ = command.holding("--json", "--owner", "vm\x1b1", "--protocol", "both", "--instance", "one")
+    assert process.stderr is not None
+    said = json.loads(line := process.stderr.readline())
+    expires_in = said.pop("expires_in_s")
+    (port,) = look(valkey).ports
+    process.terminate()
+
+    assert line.isascii()
+    assert 25 < expires_in <= 30
+    assert {
+        "schema": 1,
+        "host": "h",
+        "range": "backup",
+        "protocol": "both",
+        "ports": [10809],
+        "lease": port.lease,
+        "fence": [port.fence],
+        "owner": "vm\x1b1",
+        "instance": "one",
+    } == said
+    assert (143, "") == (process.wait(PATIENCE), process.stderr.read())
+
+
+def test_verbose(command: Command) -> None:
+    """With --verbose it is said in words; the command's own output is left alone."""
+    done = command("run", "--verbose", "--instance", "one", "--", "echo", "{port}")
+
+    assert (0, "10809\n") == (done.returncode, done.stdout)
+    assert done.stderr.startswith("clusterports: took 10809/tcp (fence ")
+    assert "on host 'h' under lease " in done.stderr
+    assert 1 == done.stderr.count("\n")
+
+
+def test_without_configuration(bare: Command) -> None:
+    """With no store and no range named it is a file of this machine, and the range of backups."""
+    done = bare("run", "--", sys.executable, "-m", "clusterports.cli", "status", "--json")
+    (host,) = json.loads(done.stdout)["hosts"]
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert ("h", [(10809, "backup", "held")]) == (
+        host["host"],
+        [(port["number"], port["range"], port["state"]) for port in host["ports"]],
+    )
+    assert (bare.directory / "ports.db").is_file()
 
 
 def test_udp_and_explicit_port(command: Command) -> None:
@@ -149,10 +205,8 @@ def test_signal_while_waiting(command: Command, valkey: servers.ServerStore) -> 
     out, err = process.communicate(timeout=PATIENCE)
 
     assert (143, "", "") == (process.returncode, out, err)
-    with valkey.connect() as backend:
-        (view,) = backend.read(["host:h"])
-    assert [(10809, "held")] == [(port.number, port.state) for port in view.ports]
-    assert 1 == len(view.leases)
+    assert [(10809, "held")] == taken(valkey)
+    assert 1 == len(look(valkey).leases)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +390,30 @@ def test_lost_lease_with_warning_only(command: Command, valkey: servers.ServerSt
     assert 143 == process.wait(PATIENCE)
 
 
+def test_taken_by_force(command: Command, valkey: servers.ServerStore) -> None:
+    """When an operator takes the port away, the command is ended and told why: code 4, and the port cools."""
+    process, pid = command.holding("--ttl", "1", "--owner", "vm1")
+    forced = command("release", "--force", "--yes", "h", "10809")
+    _, err = process.communicate(timeout=PATIENCE)
+
+    assert (0, 4) == (forced.returncode, process.returncode)
+    assert err.startswith("clusterports: Taken by force from instance ")
+    assert err.endswith("10809/tcp; ending the command\n")
+    assert gone(pid)
+    assert [(10809, "cooling")] == taken(valkey)
+
+
+def test_taken_by_force_with_warning_only(command: Command) -> None:
+    """With --on-lost warn the command goes on, and its code is ours."""
+    process, _ = command.holding("--ttl", "1", "--on-lost", "warn")
+    command("release", "--force", "--yes", "h", "10809")
+    assert process.stderr is not None
+    assert process.stderr.readline().endswith(": 10809/tcp\n")
+    process.terminate()
+
+    assert 143 == process.wait(PATIENCE)
+
+
 def test_stubborn_command(command: Command, valkey: servers.ServerStore) -> None:
     """A command that does not end when its lease is lost is killed."""
     body = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
@@ -378,6 +456,17 @@ def test_jeopardy(command: Command, valkey: servers.ServerStore) -> None:
 
     assert "clusterports: warning: the lease of port 10809 was not renewed in time, and may be lost\n" == said
     assert 143 == process.wait(PATIENCE)
+
+
+def test_quiet(command: Command, valkey: servers.ServerStore) -> None:
+    """With --quiet there are no warnings."""
+    command.environment["CLUSTERPORTS_TIMEOUT"] = "0.3"
+    process, _ = command.holding("--quiet")
+    valkey.client.client_pause(1_000)
+    process.terminate()
+
+    assert ("", "") == process.communicate(timeout=PATIENCE)
+    assert [(10809, "held")] == taken(valkey)
 
 
 def test_strict(command: Command, valkey: servers.ServerStore) -> None:

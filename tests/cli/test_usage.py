@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,41 +18,18 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from clusterports import cli
+from clusterports.cli import _app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import servers
-    from cli.conftest import Command
+    from cli.conftest import Command, Main
 
-    Main = Callable[..., tuple[int, str, str]]
-
+PATIENCE = 30
 NOWHERE = "redis://127.0.0.1:1/0"
 RUN = ("run", "--range", "backup")
 NAME = "must be 1 to 255 bytes of UTF-8 without control characters or blanks at either end"
-
-
-@pytest.fixture
-def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
-    """The command in this process, for what ends before a process would matter: code, output, error output."""
-    for name in list(os.environ):
-        if name.startswith("CLUSTERPORTS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clusterports", *arguments])
-        for name, text in environment.items():
-            monkeypatch.setenv(name, text)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return run
 
 
 def test_version(main: Main) -> None:
@@ -68,6 +50,7 @@ def test_version(main: Main) -> None:
             ("--url", "nonsense:secret@x"),
             "url: must be a URL such as redis://host:6379/0 without blanks or control characters, got 'nonsense:***@x'",
         ),
+        (("--port", "x"), "port: must be an integer from 1 to 65535, got 'x'"),
         (("--label", "x"), "label: must be KEY=VALUE, got 'x'"),
         (("--label", "=x"), "label: must be KEY=VALUE, got '=x'"),
         (("--config", "missing.toml"), "config: there is no file 'missing.toml'"),
@@ -87,7 +70,7 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str, main: Main) -> 
     assert (2, "", f"clusterports: {message}\n") == main(*RUN, *url, *arguments, "--", "echo", "started")
 
 
-@pytest.mark.parametrize("port", ["80", "0", "-1", "10873", "70000"])
+@pytest.mark.parametrize("port", ["0", "-1", "10873"])
 def test_port_outside(port: str, bare: Command) -> None:
     """A port that the range does not have can never be given: code 2, and the command is not started."""
     done = bare(*RUN, "--url", NOWHERE, "--port", port, "--", "echo", "started")
@@ -119,15 +102,15 @@ def test_unknown_range(arguments: tuple[str, ...], bare: Command) -> None:
     ) == done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(*RUN, "--", "true"), ("status",)])
-def test_no_store(arguments: tuple[str, ...], main: Main) -> None:
-    """Without a URL the command says how to give one."""
-    code, _, err = main(*arguments)
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_no_home(home: str | None, bare: Command) -> None:
+    """Who has no home directory does without it, when the store is elsewhere."""
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        del bare.environment[name]
+    done = bare("acquire", **({} if home is None else {"HOME": home}))
 
-    assert 2 == code
-    assert err.startswith("clusterports: url: there is no store to use; give --url redis://")
-    for way in ("--url", "CLUSTERPORTS_URL", "clusterports.toml"):
-        assert way in err
+    assert (0, "10809", "") == (done.returncode, done.stdout[:5], done.stderr)
+    assert (bare.directory / "ports.db").is_file()
 
 
 @pytest.mark.parametrize("arguments", [(*RUN, "--", "true"), ("status",)])
@@ -165,9 +148,7 @@ def test_wrong_toml(main: Main) -> None:
     "arguments",
     [
         ("frobnicate",),
-        ("run", "--", "true"),
         RUN,
-        (*RUN, "--port", "x", "--", "true"),
         (*RUN, "--protocol", "sctp", "--", "true"),
         (*RUN, "--on-lost", "panic", "--", "true"),
         ("status", "--frobnicate"),
@@ -175,7 +156,43 @@ def test_wrong_toml(main: Main) -> None:
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     """What the parser refuses is code 2."""
-    assert 2 == CliRunner().invoke(cli.app, arguments).exit_code
+    assert 2 == CliRunner().invoke(_app.app, arguments).exit_code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("statsu",), "No such command 'statsu'; did you mean 'status'?"),
+        (("relaese", "7"), "No such command 'relaese'; did you mean 'release'?"),
+        (("frobnicate",), "No such command 'frobnicate'"),
+        (("a\x1b[31m",), "No such command 'a\\x1b[31m'"),
+        (("--jsn", "status"), "No such option: --jsn (Possible options: --json)"),
+        (("status", "--rnage", "backup"), "No such option: --rnage (Possible options: --range)"),
+        (("acquire", "--cuont", "2"), "No such option: --cuont (Possible options: --config, --contiguous, --count)"),
+        (("acquire", "--\x1b[31m"), "No such option: --\\x1b[31m"),
+    ],
+)
+def test_did_you_mean(arguments: tuple[str, ...], told: str, main: Main) -> None:
+    """A mistyped command or option is told with what may have been meant, and nothing that a terminal obeys."""
+    code, out, err = main(*arguments)
+
+    assert (2, "", f"Error: {told}") == (code, out, err.splitlines()[-1])
+    assert err.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", _app.COMMANDS)
+def test_help(name: str, main: Main) -> None:
+    """Every command explains itself and its options, also on a narrow terminal."""
+    code, out, err = main(name, "--help", COLUMNS="40")
+    text, _, options = out.partition("\nOptions:\n")
+    told, _, examples = text.partition("\n  Examples:\n")
+
+    assert (0, "") == (code, err)
+    assert out.startswith(f"Usage: clusterports {name} ")
+    assert f"    clusterports {name}" in examples
+    for option in ("--url", "--host", "--instance", "--config", "--json", "--quiet", "--verbose"):
+        assert f"  {option} " in options or f", {option} " in options
+    assert 50 >= max(map(len, [*told.splitlines(), *options.splitlines()]))  # as narrow as the parser writes
 
 
 def test_full_device(command: Command) -> None:
@@ -255,6 +272,141 @@ def test_mistakes_are_told_in_one_line(main: Main, monkeypatch: pytest.MonkeyPat
     def fail(**_: Any) -> None:
         raise KeyError("x\x1b[31m")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(_app, "app", fail)
 
     assert (1, "", "clusterports: unexpected KeyError: 'x\\x1b[31m' (python -X dev shows where)\n") == main("status")
+
+
+ASKING = {
+    "run": ("--", "echo", "started"),
+    "status": (),
+    "hosts": (),
+    "acquire": (),
+    "renew": ("7",),
+    "release": ("7",),
+    "release --force": ("--force", "--yes", "h", "7"),
+    "doctor": (),
+    "gc": (),
+}
+
+
+def test_ctrl_c(bare: Command) -> None:
+    """Ctrl-C ends every command at once and in silence, although its store does not answer."""
+    with ExitStack() as stack:
+        started = {}
+        for name, arguments in ASKING.items():
+            silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            silent.settimeout(PATIENCE)
+            url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+            words = (name.split()[0], "--url", url, *arguments)
+            started[name] = silent, bare.start(*words, CLUSTERPORTS_TIMEOUT="3600")
+        outcomes = {}
+        for name, (silent, process) in started.items():
+            stack.enter_context(silent.accept()[0])
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+            outcomes[name] = process.returncode, "started" in out, err
+
+    assert dict.fromkeys(ASKING, (130, False, "")) == outcomes
+
+
+@pytest.mark.parametrize("arguments", [("acquire",), ("run", "--", "echo", "started")])
+def test_ctrl_c_while_the_file_is_locked(arguments: tuple[str, ...], bare: Command) -> None:
+    """The same goes for a file that somebody else keeps locked."""
+    path = bare.directory / "ports.db"
+    bare("acquire")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        process = bare.start(*arguments, CLUSTERPORTS_TIMEOUT="3600")
+        opened = Path(f"/proc/{process.pid}/fd")
+        deadline = time.monotonic() + PATIENCE
+        while not any(file.exists() and file.samefile(path) for file in opened.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+
+    assert (130, "", "") == (process.returncode, out, err)
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("ranges",), ("doctor",)])
+def test_closed_stdout(arguments: tuple[str, ...], bare: Command) -> None:
+    """Who started it without any output wants none."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "-", sys.executable, "-m", "clusterports.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=bare.environment,
+        cwd=bare.directory,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("sta", ["status"]),
+        ("re", ["renew", "release"]),
+        ("acquire --range ba", ["backup"]),
+        ("run --range ", ["backup", "display", "migration", "websocket"]),
+        ("acquire --conti", ["--contiguous"]),
+        ("status --range nothing", []),
+    ],
+)
+def test_completion(words: str, offered: list[str], main: Main) -> None:
+    """The shell is offered commands, options and the names of the ranges."""
+    given = f"clusterports {words}"
+    code, out, err = main(
+        _CLUSTERPORTS_COMPLETE="complete_bash", COMP_WORDS=given, COMP_CWORD=str(len(given.split(" ")) - 1)
+    )
+
+    assert (0, offered, "") == (code, out.split(), err)
+
+
+def test_completion_without_settings(main: Main) -> None:
+    """A file that cannot be read is no matter for one who presses the tabulator."""
+    Path("clusterports.toml").write_text("ttl = = 5")
+    code, out, err = main(
+        _CLUSTERPORTS_COMPLETE="complete_bash", COMP_WORDS="clusterports run --range ba", COMP_CWORD="3"
+    )
+
+    assert (0, "", "") == (code, out.strip(), err)
+
+
+def test_completion_is_light(bare: Command) -> None:
+    """To complete the name of a command loads neither stores nor settings nor tables."""
+    code = (
+        "import sys\nfrom clusterports.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'rich.console', 'rich.table', 'redis', 'sqlite3', 'pydantic_settings'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    asked = {"_CLUSTERPORTS_COMPLETE": "complete_bash", "COMP_WORDS": "clusterports sta", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=bare.environment | asked,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert ("status", "[]") == (done.stdout.strip(), done.stderr.strip())
+
+
+def test_show_completion(bare: Command) -> None:
+    """The shell's own script can be had for its configuration."""
+    done = subprocess.run(
+        ["bash", "-c", '"$@"; exit $?', "-", sys.executable, "-m", "clusterports.cli", "--show-completion"],
+        capture_output=True,
+        text=True,
+        env=bare.environment,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "_CLUSTERPORTS_COMPLETE=complete_bash" in done.stdout

@@ -32,12 +32,14 @@ from clusterports.abc import (
     Occupied,
     Opened,
     Port,
+    PortView,
     Queued,
     Reclaimed,
     Released,
     Renewal,
     Renewed,
     Request,
+    SpaceView,
     Stale,
     Wait,
 )
@@ -67,6 +69,8 @@ TIMES: Final = (
     *(TTLS[1] // 3, TTLS[1] // 3 + 1, TTLS[0] - 1, TTLS[0], TTLS[1], TTLS[2] + 15 * SECOND),
     *(100 * SECOND, MAX_GAP, MAX_GAP + SECOND, DAY, -1, -DAY),
 )
+FORCED: Final = ("held", "held", "held", "cooling", "foreign", "fence", "state")
+NOBODYS: Final = PortView(1, "tcp", "held", "", "", {}, "", 1, 1, 0, None)
 WINDOWS: Final = (0, GRAIN, SECOND, 5 * SECOND, 5 * SECOND, 100 * SECOND)
 
 Step = tuple[Any, ...]
@@ -236,6 +240,20 @@ def generate(seed: int, steps: int) -> list[Step]:
     def renewal() -> tuple[int, str, tuple[int, ...]]:
         return number(), rng.choice("aaat"), some(2)
 
+    def by_force() -> list[Step]:
+        """Some are taken from their holder, who hears of it, or goes on, or has a successor."""
+        taken: list[Step] = [("force", 1, number(), rng.choice(FORCED)) for _ in range(rng.choice((1, 1, 2, 5)))]
+        told: Step = ("renew", tuple((number(), "a", ()) for _ in range(rng.choice((1, 2, 4)))))
+        after: list[Step] = rng.choice(([told], [told, told], release(), open_lease(), one_acquire()))
+        return [*acquire((an_ask(),)), *taken, *rng.choice(([], [told])), *after, told]
+
+    def ending() -> list[Step]:
+        """All run out, and the space is removed, if nothing is left of it."""
+        space = rng.choice((1, 1, 4))
+        late: list[Step] = [("time", 101 * SECOND), ("reclaim", space, 12)]
+        then = [*open_lease(), *one_acquire(), ("drop", space)]
+        return [("drop", space), *late, *late, *late, ("drop", space), *rng.choice(([], [("drop", space)], then))]
+
     def death() -> list[Step]:
         """A holder of many ports that does not renew, beside one that is still there when it runs out.
 
@@ -274,6 +292,9 @@ def generate(seed: int, steps: int) -> list[Step]:
         (6, lambda: [("reclaim", number(), rng.choice((1, 1, 3, 12)))]),
         (3, lambda: [("held", number(), number())]),
         (1, lambda: [("spaces", number())]),
+        (4, by_force),
+        (2, lambda: [("force", number(), number(), rng.choice(FORCED))]),
+        (1, ending),
         (25, lambda: [("time", rng.choice(TIMES[: rng.choice((12,) * 10 + (18, len(TIMES)))]))]),
         (2, death),
     ]
@@ -295,19 +316,20 @@ class Different(AssertionError):
 class Player:
     """Turns steps into calls, by what the model has answered so far."""
 
-    def __init__(self, store: servers.RedisStore | None) -> None:
+    def __init__(self, store: servers.Store | None, model: type[MemorySpaces] = Model) -> None:
         self.store = store
         self.clock = servers.VirtualClock()
         if store is not None:
             store.flush()
             self.clock = store.clock
-        self.modelled = Model(clock=lambda: self.clock.now)
+        self.modelled = model(clock=lambda: self.clock.now)
         self.model = MemoryBackend(self.modelled)
         self.holders: list[tuple[str, Holder]] = []
         self.numbers: dict[Holder, int] = {}
         self.ports: list[tuple[int, Port]] = []
         self.tickets: list[tuple[int, int, tuple[Ask, ...]]] = []
         self.incarnations: list[int] = [1]
+        self.revoked: list[int] = []
         self.seen: set[str] = set()
         self.log: list[str] = []
 
@@ -327,6 +349,7 @@ class Player:
         if step[0] == "time":
             self.log.append(f"time {step[1]}")
             self.clock.set(self.clock.now + step[1])
+            self.check_views(subject)
             return
         for method, args, kwargs in getattr(self, step[0])(*step[1:]):
             self.log.append(f"{method}{args}{kwargs or ''} at {self.clock.now}")
@@ -339,10 +362,22 @@ class Player:
                 assert repr(expected) == repr(actual), f"reply: {actual}"
         for space in self.modelled.spaces.values():
             self.seen |= {f"port {port.state}" for port in space._ports.values()}
+        self.check_views(subject)
+        if isinstance(self.store, servers.RedisStore):
+            self.check_keys(self.store)
+
+    def view(self, space: str) -> SpaceView:
+        (view,) = self.model.read([space])
+        assert isinstance(view, SpaceView)
+        return view
+
+    def check_views(self, subject: Backend | None) -> None:
+        expected = [self.view(space) for space in SPACES]
+        if any(lease.grace for view in expected for lease in view.leases):
+            self.seen.add("grace")
         if subject is not None:
-            shown, expected = subject.read(SPACES), self.model.read(SPACES)
+            shown = subject.read(SPACES)
             assert repr(expected) == repr(shown), f"read: {expected} != {shown}"
-            self.check_keys()
 
     def marked(self, space: str) -> set[str]:
         ports = self.modelled.space(space)._ports
@@ -352,6 +387,12 @@ class Player:
         for one in reply if method == "renew" else [reply]:
             if not isinstance(one, list):
                 self.seen.add(_kind(one) if method != "preview" else f"preview {_kind(one)}")
+            if isinstance(one, Renewed) and one.revoked:
+                self.revoked += [port.fence for port in one.revoked]
+                self.seen.add("Renewed and told of one" if len(one.revoked) == 1 else "Renewed and told of more")
+        if method in ("force", "drop"):
+            self.seen.add(f"{method} {args[1].state} {reply}" if method == "force" else f"drop {reply}")
+            return
         if method == "preview":
             return
         if isinstance(reply, Opened):
@@ -393,7 +434,7 @@ class Player:
         name, who = SPACES[space % 8 == 0], INSTANCES[instance % len(INSTANCES)]
         incarnation = 0
         if supersede == "p":
-            leases = [lease for lease in self.model.read([name])[0].leases if lease.instance == who]
+            leases = [lease for lease in self.view(name).leases if lease.instance == who]
             incarnation = leases[-1].incarnation if leases else 0
         elif supersede == "s":
             incarnation = self.incarnations[instance % len(self.incarnations)]
@@ -465,6 +506,21 @@ class Player:
             how = {"range": range, "duration": duration, "most": most, "host": host}
             yield "mark_foreign", (*self.holders[index], self.some_ports(index, whose, which, delta)), how
 
+    def force(self, space: int, which: int, how: str) -> Any:
+        """Of a port as it is, or was a moment ago, or never was."""
+        name = SPACES[space % 4 == 0]
+        ports = self.view(name).ports or (NOBODYS,)
+        choice = [port for port in ports if port.state == how] or ports
+        port = choice[which % len(choice)]
+        if how == "fence":
+            port = port._replace(fence=port.fence + (1 if which % 2 else -1))
+        elif how == "state":
+            port = port._replace(state="cooling" if port.state == "held" else "held")
+        yield "force", (name, port), {}
+
+    def drop(self, space: int) -> Any:
+        yield "drop", (SPACES[space % 4 == 0],), {}
+
     def preview(self, space: int, asks: tuple[Ask, ...]) -> Any:
         yield "preview", (SPACES[space % 4 == 0], asks), {}
 
@@ -478,7 +534,8 @@ class Player:
                 gone = tuple(max(1, last + 1 - number % 5) for number in abandoned)
                 tickets = [ticket for _, ticket, _ in self.tickets[-4:]]
                 left = tuple(ticket for ticket in tickets if (ticket + holder) % 7 == 0)
-                renewals.append(Renewal(space, proof, lowest, gone, left))
+                heard = tuple(fence for fence in self.revoked[-6:] if (fence + holder) % 3 == 0)
+                renewals.append(Renewal(space, proof, lowest, gone, left, heard))
         yield "renew", (renewals,), {}
 
     def close(self, holder: int, quarantine: bool, times: int) -> Any:
@@ -498,10 +555,9 @@ class Player:
     def spaces(self, instance: int) -> Any:
         yield "spaces", ((*INSTANCES, None)[instance % 4],), {}
 
-    def check_keys(self) -> None:
+    def check_keys(self, store: servers.RedisStore) -> None:
         """The raw keys of each space hold what the model holds, and nothing else but a constant."""
-        assert self.store is not None
-        client = self.store.client
+        client = store.client
         expected_keys = {servers.NOW}
         masks = set()
         for name, model in self.modelled.spaces.items():
@@ -553,6 +609,11 @@ class Player:
         plain |= {f"last/{range}": str(number) for range, number in model._last.items()}
         plain |= {f"owned/{owner_tag(*key)}": str(count) for key, count in model._owned.items()}
         plain |= {f"foreign/{range}": str(count) for range, count in model._foreign.items()}
+        plain |= {
+            f"revoked/{id}": ";".join(f"{port.fence} {member(port.protocol, port.number)}" for port in told)
+            for id, told in ((id, lease.revoked.values()) for id, lease in model._leases.items())
+            if told
+        }
         plain |= {f"wait/{ticket:016d}": _place(lease.id, ask) for ticket, (lease, ask) in model._queue.items()}
         rest = {name: value for name, value in fields.items() if name not in {*done, *leases, *ports}}
         assert plain == rest, f"fields: {plain} != {rest}"
@@ -715,5 +776,7 @@ def test_histories_reach_everything() -> None:
         *(f"preview Full {refusal}" for refusal in refusals),
         *("Queued first", "Queued behind", "Queued first now"),
         *("Released none", "Released some", "Released to cool", "Marked none", "Marked some"),
+        *(f"force {state} {done}" for state in ("held", "cooling", "foreign") for done in (True, False)),
+        *("Renewed and told of one", "Renewed and told of more", "drop True", "drop False", "grace"),
         *("Renewed False", "Renewed True", "Reclaimed False", "Reclaimed True", "Closed False", "Closed True"),
     } <= seen

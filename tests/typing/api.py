@@ -39,6 +39,7 @@ def threads(count: int, client: Any) -> None:
         assert_type(ports.acquire("backup", port=10810, protocol="udp", owner="vm", labels={"a": "b"}), Allocation)
         assert_type(ports.allocations(), list[Allocation])
         assert_type(ports.status(), ClusterStatus)
+        assert_type(ports.force_release("kvm-07", 10809, "udp", fence=1), bool)
         assert_type(ports.status(host="kvm-07", range="backup").to_dict(), dict[str, Any])
         assert_type((ports.host, ports.instance, ports.ttl), tuple[str, str, float])
         with ports.acquire("backup") as port:
@@ -81,6 +82,7 @@ async def tasks(count: int) -> None:
         assert_type(await ports.acquire("backup", count=count), AsyncAllocation | list[AsyncAllocation])
         assert_type(await ports.allocations(), list[AsyncAllocation])
         assert_type(await ports.status(), ClusterStatus)
+        assert_type(await ports.force_release("kvm-07", 10809), bool)
         async with await ports.acquire("backup") as port:
             assert_type(port, AsyncAllocation)
             assert_type(int(port), int)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from clusterports.errors import ConfigurationError
 from clusterports.ranges import LIBVIRT_RANGES, PortRange
-from clusterports.settings import RangeSettings, Settings
+from clusterports.settings import Origin, RangeSettings, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME = "must be 1 to 255 bytes of UTF-8 without control characters or blanks at either end"
 TTL = "must be a number of seconds from 0.1 to 3600"
@@ -349,31 +354,79 @@ def test_other_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ttl = 0", f"ttl (clusterports.toml): {TTL}, got 0"),
-        ("ttl = nan", f"ttl (clusterports.toml): {TTL}, got nan"),
-        ("ttl = true", f"ttl (clusterports.toml): {TTL}, got True"),
-        ("ttl = 2020-01-01", f"ttl (clusterports.toml): {TTL}, got datetime.date(2020, 1, 1)"),
-        ("hots = 'x'", "hots (clusterports.toml): there is no such setting; did you mean host?"),
+        ("ttl = 0", f"ttl (clusterports.toml:1): {TTL}, got 0"),
+        ("ttl = nan", f"ttl (clusterports.toml:1): {TTL}, got nan"),
+        ("ttl = true", f"ttl (clusterports.toml:1): {TTL}, got True"),
+        ("ttl = 2020-01-01", f"ttl (clusterports.toml:1): {TTL}, got datetime.date(2020, 1, 1)"),
+        ("[ttl]\nseconds = 5", f"ttl (clusterports.toml:1): {TTL}, got {{'seconds': 5}}"),
+        ("ttl = [5]", f"ttl (clusterports.toml:1): {TTL}, got [5]"),
+        (f"ttl = 0x{'f' * 5000}", f"ttl (clusterports.toml:1): {TTL}, got a very large int"),
+        ("\n# a comment\ntimeout = ''", f"timeout (clusterports.toml:3): {TIMEOUT}, got ''"),
+        ("strict = 'no!'", "strict (clusterports.toml:1): must be true or false, got 'no!'"),
+        ("host.name = 'x'", f"host (clusterports.toml:1): {NAME}, got {{'name': 'x'}}"),
+        ("url = 5", f"url (clusterports.toml:1): {URL}, got a value of type int"),
+        ("hots = 'x'", "hots (clusterports.toml:1): there is no such setting; did you mean host?"),
         (
             "zzz = 'redis://:secret@x'",
             (
-                "zzz (clusterports.toml): there is no such setting; "
-                "known are url, host, instance, ttl, timeout, ranges, strict, probe"
+                "zzz (clusterports.toml:1): there is no such setting; "
+                "known are url, host, instance, ttl, timeout, ranges, strict, probe, libvirt_conf"
             ),
         ),
-        ("ranges = 5", "ranges (clusterports.toml): must be a table of ranges by name, got 5"),
+        ("ranges = 5", "ranges (clusterports.toml:1): must be a table of ranges by name, got 5"),
+        (
+            "[[ranges]]\nname = 'x'",
+            "ranges (clusterports.toml): must be a table of ranges by name, got [{'name': 'x'}]",
+        ),
         (
             "[ranges]\nbackup = [1, 2]",
-            "ranges.backup (clusterports.toml): must be a table with at least first and last, got [1, 2]",
+            "ranges.backup (clusterports.toml:2): must be a table with at least first and last, got [1, 2]",
         ),
-        ("ttl = = 5", "clusterports.toml: must be valid TOML in UTF-8: Invalid value (at line 1, column 7)"),
+        ("[ranges.x]\nfirst = 1", f"ranges.x.last (clusterports.toml:1): is missing, {PORT}"),
+        ("[ranges.backup]\nlast = {x = 1}", f"ranges.backup.last (clusterports.toml:2): {PORT}, got {{'x': 1}}"),
+        (
+            "[ranges.backup]\nlats = 5",
+            "ranges.backup.lats (clusterports.toml:2): there is no such setting; did you mean last?",
+        ),
+        (
+            "[ranges.backup]\nlast = 5",
+            "ranges.backup.first (clusterports.toml:1): must be at most last (5), got 10809",
+        ),
+        ("ranges.backup.last = 0", f"ranges.backup.last (clusterports.toml:1): {PORT}, got 0"),
+        ("ranges = {backup = {last = 0}}", f"ranges.backup.last (clusterports.toml:1): {PORT}, got 0"),
+        ("libvirt_conf = 5", "libvirt_conf (clusterports.toml:1): must be the path of libvirt's qemu.conf, got 5"),
+        ("libvirt_conf = ''", "libvirt_conf (clusterports.toml:1): must be the path of libvirt's qemu.conf, got ''"),
+        (
+            'libvirt_conf = "a\\u0000"',
+            "libvirt_conf (clusterports.toml:1): must be the path of libvirt's qemu.conf, got 'a\\x00'",
+        ),
     ],
 )
 def test_bad_file(text: str, message: str) -> None:
-    """A bad value in a file is refused with the file's name, too."""
+    """A bad value in a file is refused with the file's name and the line, too."""
     in_directory(text)
 
     assert message == refusal()
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("ttl = = 5", "at line 1, column 7"),
+        ("ttl = 5\ntimeout =", "at end of document"),
+        ("[ranges.backup", "at end of document"),
+        ("ttl = 5\nttl = 6\n", "at line 2, column 8"),
+        ("ttl = 5\n[ttl]", "at line 2, column 5"),
+        ("host = 'x", "at end of document"),
+    ],
+)
+def test_half_written_file(text: str, place: str) -> None:
+    """What is no TOML is refused with the place where it ceases to be."""
+    in_directory(text)
+    message = refusal()
+
+    assert message.startswith("clusterports.toml: must be valid TOML in UTF-8: ")
+    assert message.endswith(f" ({place})")
 
 
 def test_everything_at_once() -> None:
@@ -382,18 +435,25 @@ def test_everything_at_once() -> None:
 
     assert refusal(timeout=0) == "; ".join(
         [
-            f"ttl (clusterports.toml): {TTL}, got 0",
+            f"ttl (clusterports.toml:1): {TTL}, got 0",
             f"timeout: {TIMEOUT}, got 0",
-            "hots (clusterports.toml): there is no such setting; did you mean host?",
+            "hots (clusterports.toml:2): there is no such setting; did you mean host?",
         ]
     )
 
 
 def test_not_utf8() -> None:
     """A file in another encoding is refused."""
-    Path("clusterports.toml").write_bytes(b"host = '\xff'")
+    Path("clusterports.toml").write_bytes(b"# a comment\nhost = '\xff'")
 
-    assert refusal().startswith("clusterports.toml: must be valid TOML in UTF-8: ")
+    assert "clusterports.toml: must be UTF-8, got the byte 0xff in line 2" == refusal()
+
+
+def test_byte_order_mark() -> None:
+    """A mark that some editors put at the beginning is no part of the first key."""
+    Path("clusterports.toml").write_bytes(b"\xef\xbb\xbfttl = 4")
+
+    assert 4 == Settings.load().ttl
 
 
 def test_nested_too_deeply() -> None:
@@ -403,11 +463,56 @@ def test_nested_too_deeply() -> None:
     assert refusal().startswith("clusterports.toml: must be valid TOML in UTF-8: ")
 
 
+def test_endless() -> None:
+    """A file without end is not read to its end."""
+    assert "/dev/zero: must be a file of at most 10485760 bytes" == refusal(config="/dev/zero")
+
+
 def test_unreadable() -> None:
     """A file that is there and cannot be read is not passed over."""
     Path("clusterports.toml").mkdir()
 
     assert "clusterports.toml: cannot be read: Is a directory" == refusal()
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """What root may read anyway is only closed to somebody else."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(me)
+
+
+@pytest.mark.usefixtures("nobody")
+def test_closed_file(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that one may not read is there, too."""
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.chdir(directory)
+        in_directory("ttl = 4")
+        Path("clusterports.toml").chmod(0)
+        message = refusal()
+
+    assert "clusterports.toml: cannot be read: Permission denied" == message
+
+
+@pytest.mark.usefixtures("nobody")
+def test_closed_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home into which one may not look has no file, unless the file is asked for by name."""
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.chdir("/")
+        home = Path(directory)
+        in_home(home, "ttl = 4", ".config")
+        monkeypatch.setenv("HOME", directory)
+        assert 4 == Settings.load().ttl
+        home.chmod(0)
+        left = Settings.load()
+        message = refusal(config=home / "x.toml")
+        home.chmod(0o700)
+
+    assert (30, ()) == (left.ttl, left.files())
+    assert f"{home}/x.toml: cannot be read: Permission denied" == message
 
 
 def test_named_file_is_missing(work: Path) -> None:
@@ -422,8 +527,18 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(Path, "home", homeless)
+    in_directory("ttl = 4")
 
-    assert 30 == Settings.load().ttl
+    assert 4 == Settings.load().ttl
+
+
+@pytest.mark.parametrize("home", ["/nowhere/x", "/dev/null", "", "/\x01"])
+def test_odd_home(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home that is missing, or no directory, has no file either."""
+    monkeypatch.setenv("HOME", home)
+    in_directory("ttl = 4")
+
+    assert (4, ("clusterports.toml",)) == (Settings.load().ttl, Settings.load().files())
 
 
 def test_override(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,14 +562,249 @@ def test_bad_override() -> None:
 
 def test_passwords_do_not_show() -> None:
     """The password of the URL is in no representation of the settings."""
-    settings = Settings.load(url="redis://user:secret@host/0")
+    settings = Settings.load(url="redis://user:secret@host/0?passwd=secret")
+    shown = repr(settings) + str(settings) + repr(settings.origins())
 
-    assert "redis://user:secret@host/0" == settings.url
-    assert "secret" not in repr(settings) + str(settings)
-    assert "redis://user:***@host/0" in repr(settings)
+    assert "redis://user:secret@host/0?passwd=secret" == settings.url
+    assert "secret" not in shown
+    assert "redis://user:***@host/0?passwd=***" in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "got"),
+    [
+        ("redis://u:secret@h/0 x", "'redis://u:***@h/0 x'"),
+        ("redis://h/0?passwd=secret x", "'redis://h/0?passwd=***'"),
+        ("h:6379?passwd=secret", "'h:6379?passwd=***'"),
+        ("redis:/u:secret@h", "'redis:***@h'"),
+        (":secret", "':***'"),
+        ("redis://:sec ret", "'redis://:***'"),
+        ("redis:secret", "'redis:***'"),
+        (["redis://:secret@h"], "a value of type list"),
+        ({"host": "h", "password": "secret"}, "a value of type dict"),
+    ],
+)
+def test_passwords_in_bad_urls(url: object, got: str) -> None:
+    """Nor is what looks like one in the message about a URL that is none."""
+    assert f"url: {URL}, got {got}" == refusal(url=url)
+
+
+@pytest.mark.parametrize("key", ["host", "ttl", "ranges", "probe", "libvirt_conf"])
+@pytest.mark.parametrize("wrap", [str, lambda url: [url], lambda url: {"x": url}], ids=["text", "list", "table"])
+def test_url_in_the_wrong_place(key: str, wrap: Any) -> None:
+    """A URL that was given as another setting keeps its password, too."""
+    assert "secret" not in refusal(**{key: wrap("redis://user:secret@host/0 \n")})
 
 
 def test_frozen() -> None:
     """Settings do not change once they were checked."""
     with pytest.raises(ValueError, match="frozen"):
         Settings.load().ttl = 0
+
+
+def origins(**arguments: Any) -> dict[str, str]:
+    """As people see them, without the defaults."""
+    found = Settings.load(**arguments).origins()
+    return {key: str(origin) for key, origin in found.items() if origin.kind != "default"}
+
+
+def test_origins_of_defaults() -> None:
+    """Every value has an origin, those of a range too."""
+    found = Settings.load().origins()
+
+    assert {Origin("default")} == set(found.values())
+    assert [key for key in Settings.model_fields if key != "ranges"] == [key for key in found if "." not in key]
+    assert {f"ranges.{span.name}.{key}" for span in LIBVIRT_RANGES for key in RangeSettings.model_fields} == {
+        key for key in found if "." in key
+    }
+
+
+def test_origins(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argument, variable, file with its line, default: value by value."""
+    in_home(work, "host = 'home'\nttl = 1\n\n[ranges.backup]\nlast = 10900\nlimit = 5")
+    in_directory("ttl = 2\n[ranges]\nbackup.limit = 4 # four\n[ranges.'x.y']\n  'first' = 1\n\"last\"=2")
+    monkeypatch.setenv("CLUSTERPORTS_TIMEOUT", "3")
+    monkeypatch.setenv("CLUSTERPORTS_RANGES", '{"backup": {"cooldown": 1, "quarantine": 1}}')
+    monkeypatch.setenv("CLUSTERPORTS_RANGES__BACKUP__QUARANTINE", "2")
+    home = f"{work}/home/.config/clusterports/clusterports.toml"
+    settings = Settings.load(ranges={"display": {"first": 5901}})
+
+    assert {
+        "host": f"{home}:1",
+        "ttl": "clusterports.toml:1",
+        "timeout": "CLUSTERPORTS_TIMEOUT",
+        "ranges.backup.cooldown": "CLUSTERPORTS_RANGES",
+        "ranges.backup.quarantine": "CLUSTERPORTS_RANGES__BACKUP__QUARANTINE",
+        "ranges.backup.last": f"{home}:5",
+        "ranges.backup.limit": "clusterports.toml:3",
+        "ranges.display.first": "argument",
+        "ranges.x.y.first": "clusterports.toml:5",
+        "ranges.x.y.last": "clusterports.toml:6",
+    } == origins(ranges={"display": {"first": 5901}})
+    assert ("clusterports.toml", home) == settings.files()
+    assert Origin("environment", "CLUSTERPORTS_TIMEOUT") == settings.origins()["timeout"]
+    assert Origin("file", "clusterports.toml", 1) == settings.origins()["ttl"]
+
+
+def test_origins_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found when the settings were made does not change with the environment or the files."""
+    in_directory("ttl = 2")
+    monkeypatch.setenv("CLUSTERPORTS_TIMEOUT", "3")
+    settings = Settings.load()
+    before = settings.origins()
+    Path("clusterports.toml").unlink()
+    monkeypatch.delenv("CLUSTERPORTS_TIMEOUT")
+
+    assert before == settings.origins()
+    assert before == pickle.loads(pickle.dumps(settings)).origins()  # noqa: S301
+
+
+def test_origins_after_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What replaces a value is an argument; the others keep their origin, and all keep their values."""
+    in_directory("ttl = 2\n[ranges.backup]\nfirst = 10810\nlast = 10900")
+    monkeypatch.setenv("CLUSTERPORTS_TIMEOUT", "3")
+    settings = Settings.load(host="h").override(ttl=4, ranges={"backup": {"last": 10901}}).override(host="k")
+
+    assert {
+        "host": "argument",
+        "ttl": "argument",
+        "timeout": "CLUSTERPORTS_TIMEOUT",
+        "ranges.backup.first": "clusterports.toml:3",
+        "ranges.backup.last": "argument",
+    } == {key: str(origin) for key, origin in settings.origins().items() if origin.kind != "default"}
+    assert (4, 3, "k", PortRange("backup", 10810, 10901)) == (
+        settings.ttl,
+        settings.timeout,
+        settings.host,
+        settings.port_ranges()["backup"],
+    )
+
+
+def test_a_key_in_a_string_is_no_key() -> None:
+    """Where the text has a key twice, no line is better than a wrong one."""
+    in_directory('host = """\nttl = 5"""\nttl = 6')
+
+    assert Origin("file", "clusterports.toml") == Settings.load().origins()["ttl"]
+
+
+def test_control_characters_in_an_origin() -> None:
+    """A path is shown so that a terminal obeys nothing of it."""
+    assert "a\\x1b[31m:3" == str(Origin("file", "a\x1b[31m", 3))
+
+
+def test_equal() -> None:
+    """Settings are equal when their values are, wherever these come from."""
+    in_directory("ttl = 4")
+
+    assert Settings.load() == Settings.load(ttl=4)
+    assert Settings.load() != Settings.load(ttl=5)
+
+
+def test_tables_are_copied() -> None:
+    """Who changes the tables that the settings were made of changes nothing."""
+    ranges = {"backup": {"last": 10900}}
+    settings = Settings.load(ranges=ranges)
+    ranges["backup"]["last"] = 1
+
+    assert 10900 == settings.override(ttl=5).ranges["backup"].last
+
+
+CONF = "# libvirt\n\nbackup_port_min = 20000 # ours\nbackup_port_max = 20010\nmigration_port_max = 49300\n"
+
+
+def libvirt(text: str = CONF, path: str = "qemu.conf") -> str:
+    Path(path).write_text(text)
+    return path
+
+
+def test_libvirt_conf() -> None:
+    """The ranges of libvirt's file are used; the half that it does not set stays the default."""
+    settings = Settings.load(libvirt_conf=libvirt())
+
+    assert PortRange("backup", 20000, 20010) == settings.port_ranges()["backup"]
+    assert PortRange("migration", 49152, 49300) == settings.port_ranges()["migration"]
+    assert "qemu.conf" == settings.libvirt_conf
+    assert ("qemu.conf",) == settings.files()
+    assert {
+        "libvirt_conf": "argument",
+        "ranges.backup.first": "qemu.conf:3",
+        "ranges.backup.last": "qemu.conf:4",
+        "ranges.migration.last": "qemu.conf:5",
+    } == origins(libvirt_conf=Path("qemu.conf"))
+
+
+def test_libvirt_conf_is_above_the_defaults_only(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each other layer wins, key by key."""
+    libvirt()
+    in_home(work, "[ranges.backup]\nlast = 20020\nlimit = 3")
+    monkeypatch.setenv("CLUSTERPORTS_LIBVIRT_CONF", "qemu.conf")
+    monkeypatch.setenv("CLUSTERPORTS_RANGES__MIGRATION__LAST", "49400")
+    ranges = Settings.load(ranges={"migration": {"first": 49200}}).port_ranges()
+
+    assert PortRange("backup", 20000, 20020, limit=3) == ranges["backup"]
+    assert PortRange("migration", 49200, 49400) == ranges["migration"]
+
+
+def test_libvirt_conf_beside_the_toml(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path in a file begins at that file's directory, a variable's at the working directory."""
+    in_home(work, "libvirt_conf = 'qemu.conf'")
+    beside = libvirt(path=f"{work}/home/.config/clusterports/qemu.conf")
+    assert beside == Settings.load().libvirt_conf
+
+    monkeypatch.setenv("CLUSTERPORTS_LIBVIRT_CONF", "qemu.conf")
+    assert "libvirt_conf (CLUSTERPORTS_LIBVIRT_CONF): there is no file 'qemu.conf'" == refusal()
+
+
+def test_libvirt_conf_and_override() -> None:
+    """It is read once; another one takes its place, and then nothing of the first is left."""
+    first = Settings.load(libvirt_conf=libvirt())
+    Path("qemu.conf").unlink()
+    other = libvirt("migration_port_max = 49301", "other.conf")
+
+    assert first.port_ranges() == first.override(ttl=5).port_ranges()
+    assert "qemu.conf:3" == str(first.override(ttl=5).origins()["ranges.backup.first"])
+    changed = first.override(libvirt_conf=other)
+    assert [PortRange("backup", 10809, 10872), PortRange("migration", 49152, 49301)] == [
+        changed.port_ranges()[name] for name in ("backup", "migration")
+    ]
+    assert ("other.conf",) == changed.files()
+
+
+def test_libvirt_conf_that_is_wrong_and_overridden() -> None:
+    """libvirt would not start on it, and so it is refused."""
+    libvirt("backup_port_min = 20\nbackup_port_max = 10")
+    message = "qemu.conf:2: backup_port_max: port must be between the minimal port 20 and 65535, got 10"
+
+    assert message == refusal(libvirt_conf="qemu.conf", ranges={"backup": {"first": 1, "last": 2}})
+
+
+def test_libvirt_conf_and_a_range_that_does_not_fit() -> None:
+    """Where two layers together are wrong, the line of libvirt's file is named."""
+    libvirt()
+    in_directory("libvirt_conf = 'qemu.conf'\n[ranges.backup]\nlast = 10900")
+
+    assert "ranges.backup.first (qemu.conf:3): must be at most last (10900), got 20000" == refusal()
+
+
+def test_libvirt_conf_that_cannot_be_read(work: Path) -> None:
+    """Missing, a directory, another encoding: the file is named, and what named the file."""
+    Path("latin").write_bytes(b"# \xe9")
+    Path("clusterports.toml").write_text("\nlibvirt_conf = 'no.conf'")
+
+    assert "libvirt_conf (clusterports.toml:2): there is no file 'no.conf'" == refusal()
+    assert f"libvirt_conf: '{work}': cannot be read: Is a directory" == refusal(libvirt_conf=work)
+    assert "libvirt_conf: there is no file 'latin/x'" == refusal(libvirt_conf="latin/x")
+    assert "libvirt_conf: 'latin': must be UTF-8, got the byte 0xe9 in line 1" == refusal(libvirt_conf="latin")
+    assert "libvirt_conf: '/dev/zero': must be a file of at most 10485760 bytes" == refusal(libvirt_conf="/dev/zero")
+
+
+@pytest.mark.usefixtures("nobody")
+def test_libvirt_conf_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distributions keep it from everybody but root."""
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.chdir(directory)
+        libvirt()
+        Path("qemu.conf").chmod(0)
+        message = refusal(libvirt_conf="qemu.conf")
+
+    assert "libvirt_conf: 'qemu.conf': cannot be read: Permission denied" == message

@@ -87,8 +87,10 @@ class Actor:
             self.world.now, self.holder, ports, range=range, duration=duration, most=most, host=host
         )
 
-    def renew(self, *abandoned: int, floor: int = 1, left: tuple[int, ...] = ()) -> Renewed | Gone:
-        return self.world.space.renew(self.world.now, Renewal("host:a", self.holder, floor, abandoned, left))
+    def renew(
+        self, *abandoned: int, floor: int = 1, left: tuple[int, ...] = (), heard: tuple[int, ...] = ()
+    ) -> Renewed | Gone:
+        return self.world.space.renew(self.world.now, Renewal("host:a", self.holder, floor, abandoned, left, heard))
 
     def release(self, *ports: Port) -> Released | Gone:
         return self.world.space.release(self.world.now, self.holder, ports)
@@ -132,6 +134,16 @@ class World:
 
     def view(self) -> SpaceView:
         return self.space.view(self.now)
+
+    def port(self, number: int) -> PortView:
+        (port,) = (port for port in self.view().ports if port.number == number)
+        return port
+
+    def force(self, port: PortView) -> bool:
+        return self.space.force(self.now, port)
+
+    def bury(self, *actors: Actor) -> None:
+        self.space.bury(self.now, [actor.holder.lease for actor in actors])
 
     def preview(self, *asks: Ask) -> Granted | Full:
         return self.space.preview(self.now, asks)
@@ -1079,6 +1091,40 @@ class TestRead:
         ) == view.leases
         assert [("tcp", 8), ("tcp", 9), ("tcp", 10000), ("udp", 8)] == [(p.protocol, p.number) for p in view.ports]
 
+    @pytest.mark.parametrize("silence", [GRAIN, TTL // 3 + 1, TTL - GRAIN, TTL, TTL + GRAIN, 10 * TTL, DAY])
+    def test_grace(self, world: World, silence: int) -> None:
+        """Of a lease that seems to have run out the view says whether the next visit will give it time."""
+        world.open()
+        world.now += silence
+        (shown,) = world.view().leases
+        patient = world.space._max_gap is not None
+        elapsed = min(silence, MAX_GAP) if patient else silence
+        assert (TTL - elapsed, patient and silence >= TTL) == (shown.expires_in, shown.grace)
+        world.visit()
+        left = world.view().leases
+        assert (shown.grace or shown.expires_in > 0) == bool(left)
+        assert [False] * len(left) == [lease.grace for lease in left]
+        if shown.grace:
+            assert [TTL] == [lease.expires_in for lease in left]
+
+    def test_grace_once(self, server: World) -> None:
+        """A second silence gives it none, so none is shown; after a renewal it does again."""
+        one = server.open()
+        server.silence(TTL)
+        server.now += TTL
+        assert [False] == [lease.grace for lease in server.view().leases]
+        server.now -= TTL
+        one.renew()
+        server.now += TTL
+        assert [True] == [lease.grace for lease in server.view().leases]
+
+    def test_grace_to_each_its_own(self, server: World) -> None:
+        """Of two leases that ran out, one may be given time and the other not."""
+        server.open("one")
+        server.open("long", ttl=4 * TTL)
+        server.now += TTL + GRAIN
+        assert [("one", True), ("long", False)] == [(each.instance, each.grace) for each in server.view().leases]
+
     def test_reads_only(self, world: World) -> None:
         """Looking reclaims nothing and prolongs nothing, however late."""
         one = world.open()
@@ -1787,6 +1833,247 @@ class TestForeign:
         one.mark(reply.ports[0])
         one.renew(1)
         assert {"tcp/00010": "foreign"} == world.states()
+
+
+class TestForce:
+    """An operator takes a port from whoever has it; a holder learns of it."""
+
+    def test_held(self, world: World) -> None:
+        """A held port cools for its quarantine from now on, whatever its cooldown, and is no longer its holder's."""
+        one = world.open(ttl=DAY)
+        one.take(ask(10, 11, 2, owner="vm-1", cooldown=DAY))
+        world.wait(SECOND)
+        seen = world.port(10)
+        assert world.force(seen)
+        assert seen._replace(state="cooling", free_in=QUARANTINE) == world.port(10)
+        held = one.held()
+        assert isinstance(held, Held)
+        assert [11] == [port.number for port in held.ports]
+        world.wait(QUARANTINE - GRAIN)
+        assert {"tcp/00010": "cooling", "tcp/00011": "held"} == world.states()
+        world.wait(GRAIN)
+        assert {"tcp/00011": "held"} == world.states()
+
+    @pytest.mark.parametrize("state", ["cooling", "foreign"])
+    def test_not_held(self, world: World, state: str) -> None:
+        """One that cools or is marked as foreign is free at once, and nobody is told."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, cooldown=DAY))
+        assert one.release(port) if state == "cooling" else one.mark(port, duration=DAY)
+        assert state == world.port(10).state
+        assert world.force(world.port(10))
+        assert ((), Renewed(False)) == (world.view().ports, one.renew())
+        assert [10] == numbers(one.take(ask(10, 10)))
+
+    @pytest.mark.parametrize("protocol", ["tcp", "udp", "both"])
+    def test_protocols(self, world: World, protocol: Protocol4) -> None:
+        """It is the port of this protocol that is taken."""
+        one = world.open()
+        one.take(ask(10, 10, protocol=protocol), *(ask(11, 11, protocol=kind) for kind in ("tcp", "udp")))
+        assert world.force(world.port(10))
+        revoked = one.renew()
+        assert isinstance(revoked, Renewed)
+        assert [(10, protocol)] == [(port.number, port.protocol) for port in revoked.revoked]
+        assert ["held", "held"] == [port.state for port in world.view().ports if port.number == 11]
+
+    @pytest.mark.parametrize("state", ["held", "cooling", "foreign"])
+    @pytest.mark.parametrize(
+        "change",
+        [{"fence": START}, {"fence": START + 3}, {"protocol": "udp"}, {"protocol": "both"}, {"number": 11}, {}],
+        ids=str,
+    )
+    def test_changed(self, world: World, state: str, change: dict[str, object]) -> None:
+        """One that is not as it was seen, with this fence and in this state, is not touched."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, cooldown=DAY))
+        if state != "held":
+            assert one.release(port) if state == "cooling" else one.mark(port, duration=DAY)
+        before, seen = world.settled(), world.port(10)
+        states = ["held", "cooling", "foreign"]
+        change = change or {"state": states[states.index(state) - 1]}
+        assert not world.force(seen._replace(**change))  # type: ignore[arg-type]
+        assert before == world.settled()
+        assert Renewed(False) == one.renew()
+
+    def test_ran_out_meanwhile(self, world: World) -> None:
+        """A port whose lease ran out since it was seen cools already, and goes on doing so."""
+        one = world.open()
+        one.take(ask(10, 10))
+        world.wait(TTL - GRAIN)
+        seen = world.port(10)
+        world.now += GRAIN
+        assert not world.force(seen)
+        assert QUARANTINE == world.port(10).free_in
+
+    def test_unknown_space(self, world: World) -> None:
+        """Where nobody opened a lease there is nothing to take."""
+        assert not world.force(PortView(10, "tcp", "held", "", "", {}, "one", 1, 1, 0, None))
+        assert SpaceView("host:a", 0, (), ()) == world.view()
+
+    def test_told_until_heard(self, world: World) -> None:
+        """Every heartbeat is answered with the ports that were taken, in that order, until the holder has heard."""
+        one = world.open(ttl=DAY)
+        first, second, third = one.take(ask(10, 12, 3, quarantine=0))
+        for number in (12, 10):
+            assert world.force(world.port(number))
+        assert Renewed(False, (third, first)) == one.renew()
+        world.wait(SECOND)
+        assert Renewed(False, (third, first)) == one.renew(heard=(second.fence, first.fence + 99))
+        assert Renewed(False, (first,)) == one.renew(heard=(third.fence,))
+        assert world.force(world.port(11))
+        assert Renewed(False, (first, second)) == one.renew(heard=(third.fence,))
+        assert Renewed(False) == one.renew(heard=(first.fence, second.fence))
+        assert Renewed(False) == one.renew()
+
+    def test_same_number_twice(self, world: World) -> None:
+        """A number that was taken twice is told twice: its fences differ."""
+        one = world.open()
+        ports: list[Port] = []
+        for _ in range(2):
+            ports += one.take(ask(10, 10, quarantine=0))
+            assert world.force(world.port(10))
+            world.wait(GRAIN)
+        assert Renewed(False, tuple(ports)) == one.renew()
+
+    def test_others_are_not_told(self, world: World) -> None:
+        """Only the holder is told, and only it can say that it has heard."""
+        one, two = world.open("one"), world.open("two")
+        ports = one.take(ask(10, 10))
+        two.take(ask(11, 11))
+        assert world.force(world.port(10))
+        assert Renewed(False) == two.renew(heard=(ports[0].fence,))
+        assert Renewed(False, ports) == one.renew()
+
+    def test_successor(self, world: World) -> None:
+        """A newer incarnation is told too, even of what the older one had heard of but not confirmed."""
+        old = world.open()
+        ports = old.take(ask(10, 10))
+        assert world.force(world.port(10))
+        assert Renewed(False, ports) == old.renew()
+        new = world.open(token="b", supersede=old.holder.incarnation)
+        assert SUPERSEDED == old.renew(heard=(ports[0].fence,))
+        assert Renewed(False, ports) == new.renew()
+        assert Renewed(False) == new.renew(heard=(ports[0].fence,))
+
+    @pytest.mark.parametrize("way", ["close", "expiry"])
+    def test_ends_with_the_lease(self, world: World, way: str) -> None:
+        """A new lease under the same name is told nothing."""
+        one = world.open()
+        one.take(ask(10, 10))
+        assert world.force(world.port(10))
+        if way == "close":
+            one.close()
+        else:
+            world.wait(TTL)
+        assert Renewed(False) == world.open().renew()
+
+    def test_holder_comes_late(self, world: World) -> None:
+        """Whatever the holder does about a port that was taken from it is passed over."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        assert world.force(world.port(10))
+        before = world.settled()
+        assert (Released(0), Marked(0)) == (one.release(port), one.mark(port))
+        assert Renewed(False, (port,)) == one.renew(1)
+        assert before == world.settled()
+
+    def test_counts(self, world: World) -> None:
+        """What was taken counts neither for its owner's limit nor as a mark of its range."""
+        one = world.open()
+        _, second = one.take(ask(10, 11, 2, owner="vm-1", limit=2))
+        assert world.force(world.port(10))
+        assert isinstance(one.ask(ask(20, 20, owner="vm-1", limit=2)), Granted)
+        assert Marked(1) == one.mark(second, most=1, duration=DAY)
+        assert world.force(world.port(11))
+        assert Marked(1) == one.mark(*one.take(ask(30, 30)), most=1)
+
+    @pytest.mark.parametrize("state", ["held", "cooling", "foreign"])
+    def test_stirs(self, world: World, state: str) -> None:
+        """Whoever waits for a port that is free by it may have its turn."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10, 10, cooldown=DAY))
+        if state != "held":
+            assert one.release(port) if state == "cooling" else one.mark(port, duration=DAY)
+        two.queue(ask(10, 10))
+        world.stirred()
+        assert world.force(world.port(10))
+        assert (state != "held") == world.stirred()
+
+
+class TestBury:
+    """Leases of processes that are known to be dead."""
+
+    def test_runs_out_now(self, world: World) -> None:
+        """It runs out at once, its ports cool for their quarantine from now on, and its name can be used again."""
+        one = world.open()
+        one.take(ask(10, 11, 2))
+        world.wait(SECOND)
+        world.bury(one)
+        assert EXPIRED == one.renew()
+        assert [("cooling", QUARANTINE)] * 2 == [(port.state, port.free_in) for port in world.view().ports]
+        assert world.open(token="b").holder.lease != one.holder.lease
+        world.wait(QUARANTINE)
+        assert {} == world.states()
+
+    def test_no_grace(self, world: World) -> None:
+        """A silence afterwards gives it no time."""
+        one = world.open()
+        world.bury(one)
+        world.now += 10 * TTL
+        assert not world.view().leases[0].grace
+        world.visit()
+        assert () == world.view().leases
+
+    def test_others_live(self, world: World) -> None:
+        """Only those that were named run out; one that is unknown is passed over."""
+        one, two = world.open("one"), world.open("two")
+        world.space.bury(world.now, [one.holder.lease, 1, one.holder.lease])
+        assert (EXPIRED, Renewed(False)) == (one.renew(), two.renew())
+
+    def test_ran_out_before(self, memory: World) -> None:
+        """Ports of a lease that ran out before cool from then on, as they would have."""
+        one = memory.open()
+        one.take(ask(1, 2 * STEP, 2 * STEP))
+        memory.now += TTL + SECOND
+        memory.bury(one)
+        memory.visit()
+        assert {QUARANTINE - SECOND} == {port.free_in for port in memory.view().ports}
+
+    def test_leaves_the_queue(self, world: World) -> None:
+        """Its places are given up, and those behind it have their turn."""
+        one, two = world.open("one"), world.open("two")
+        world.open("holder").take(ask(10, 10))
+        one.queue(ask(10, 10))
+        ticket = two.queue(ask(10, 10)).ticket
+        world.bury(one)
+        assert two.queue(ask(10, 10), ticket).first
+        assert world.stirred()
+
+
+class TestEmpty:
+    def test_empty(self, world: World) -> None:
+        """A space is empty before the first lease, and again when no lease and no port that is not free is left."""
+        assert world.space.empty()
+        one = world.open()
+        assert not world.space.empty()
+        cooling, marked = one.take(ask(10, 11, 2, cooldown=SECOND))
+        one.release(cooling)
+        one.mark(marked, duration=2 * SECOND)
+        one.close()
+        assert not world.space.empty()
+        world.wait(SECOND)
+        assert ({"tcp/00011": "foreign"}, False) == (world.states(), world.space.empty())
+        world.wait(SECOND)
+        assert world.space.empty()
+
+    def test_due(self, world: World) -> None:
+        """What is due but not reclaimed yet is there still."""
+        world.open()
+        world.wait(TTL - GRAIN)
+        world.now += GRAIN
+        assert not world.space.empty()
+        world.visit()
+        assert world.space.empty()
 
 
 class TestQueue:
@@ -2742,16 +3029,47 @@ class SmallWorld(RuleBasedStateMachine):
             assert most <= list(before.values()).count("foreign")
             del self.believed[port.protocol, port.number]
 
+    @rule(data=st.data(), wrong=st.sampled_from([0, 0, 0, 1]))
+    def force(self, data: st.DataObject, wrong: int) -> None:
+        held = self.held()
+        ports = self.world.view().ports
+        if not ports:
+            return
+        port = data.draw(st.sampled_from(ports))
+        before = self.world.states()
+        if not self.world.force(port._replace(fence=port.fence + wrong)):
+            assert (1, before) == (wrong, self.world.states())
+        elif port.fence in held:
+            told = self.believed[port.protocol, port.number]
+            assert (port.fence, 0) == (told.port.fence, wrong)
+            self.close_until(told.port, self.clock + told.ask.quarantine)
+        else:
+            assert not wrong
+            for kind in KINDS[port.protocol]:
+                del self.closed[kind, port.number]
+
+    @rule(data=st.data(), chance=st.integers(0, 3))
+    def bury(self, data: st.DataObject, chance: int) -> None:
+        if not chance:
+            actor = self.any_actor(data)
+            renewed, ttl = self.renewed[actor.holder.lease]
+            self.world.bury(actor)
+            self.renewed[actor.holder.lease] = (min(renewed, self.clock - ttl), ttl)
+            assert EXPIRED == actor.renew()
+
     @rule(data=st.data(), floor=st.integers(1, 4), abandoned=st.sets(st.integers(1, 8), max_size=2))
     def renew(self, data: st.DataObject, floor: int, abandoned: set[int]) -> None:
         actor = self.any_actor(data)
         held = self.held()
         left = data.draw(st.lists(st.sampled_from(self.tickets), max_size=2))
         others = {ticket for ticket, (lease, _) in self.space._queue.items() if lease.id != actor.holder.lease}
-        reply = actor.renew(*abandoned, floor=floor, left=tuple(left))
+        revoked = {fence for lease in self.space._leases.values() for fence in lease.revoked}
+        heard = data.draw(st.lists(st.sampled_from(sorted({0, *revoked})), max_size=2))
+        reply = actor.renew(*abandoned, floor=floor, left=tuple(left), heard=tuple(heard))
         assert others <= self.space._queue.keys()
         if isinstance(reply, Renewed):
             self.renewed[actor.holder.lease] = (self.clock, self.renewed[actor.holder.lease][1])
+            assert not {port.fence for port in reply.revoked} & ({*heard} | self.held())
             for told in self.given_back(held, actor):  # by undoing a request: its holder was never told of them
                 del self.believed[told.port.protocol, told.port.number]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterports.abc import LeaseView, PortView, SpaceView
-from clusterports.errors import ConfigurationError
+from clusterports.errors import BackendError, ConfigurationError, IncompatibleSchema
 from clusterports.ranges import PortRange
 from clusterports.status import ClusterStatus, RangeOnHost
 
@@ -42,7 +42,16 @@ def port(number: int, **other: Any) -> PortView:
 
 
 def build(*spaces: SpaceView, ranges: tuple[PortRange, ...] = (BACKUP,), **filters: str) -> ClusterStatus:
-    return ClusterStatus.build(spaces, ranges, backend="test", generated_at=NOW, **filters)
+    return partly({view.space: view for view in spaces}, ranges, **filters)
+
+
+def partly(
+    spaces: dict[str, SpaceView | BackendError], ranges: tuple[PortRange, ...] = (BACKUP,), **filters: str
+) -> ClusterStatus:
+    """Of a store that could not be read as a whole."""
+    return ClusterStatus.build(
+        names=list(spaces), views=list(spaces.values()), ranges=ranges, backend="test", generated_at=NOW, **filters
+    )
 
 
 def cluster(*ports: PortView, leases: tuple[LeaseView, ...] = (), waiting: int = 0) -> SpaceView:
@@ -60,7 +69,7 @@ def test_layout() -> None:
         SpaceView(
             "host:m%C3%BCn",
             9,
-            (lease(expires_in=28_123_456), lease(2, "gone", -1_000)),
+            (lease(expires_in=28_123_456), lease(2, "gone", -1_000)._replace(grace=True)),
             (
                 port(10809, owner="vm-1", labels={"b": "2", "a": "1"}, age=1_500_000),
                 port(10812, state="cooling", lease=2, fence=8, age=60_000_000, free_in=4_200_400, protocol="both"),
@@ -91,6 +100,7 @@ def test_layout() -> None:
                         "state": "held",
                         "owner": "",
                         "labels": {},
+                        "instance": "i",
                         "lease": 1,
                         "fence": 7,
                         "since": "2026-03-01T12:00:00.250+00:00",
@@ -104,8 +114,22 @@ def test_layout() -> None:
             {
                 "host": "mün",
                 "leases": [
-                    {"lease": 2, "instance": "gone", "state": "expired", "expires_in_s": -0.001, "ports": 0},
-                    {"lease": 1, "instance": "i", "state": "live", "expires_in_s": 28.123, "ports": 1},
+                    {
+                        "lease": 2,
+                        "instance": "gone",
+                        "state": "expired",
+                        "grace": True,
+                        "expires_in_s": -0.001,
+                        "ports": 0,
+                    },
+                    {
+                        "lease": 1,
+                        "instance": "i",
+                        "state": "live",
+                        "grace": False,
+                        "expires_in_s": 28.123,
+                        "ports": 1,
+                    },
                 ],
                 "ports": [
                     {
@@ -115,6 +139,7 @@ def test_layout() -> None:
                         "state": "held",
                         "owner": "vm-1",
                         "labels": {"a": "1", "b": "2"},
+                        "instance": "i",
                         "lease": 1,
                         "fence": 7,
                         "since": "2026-03-01T11:59:58.750+00:00",
@@ -129,6 +154,7 @@ def test_layout() -> None:
                         "state": "cooling",
                         "owner": "",
                         "labels": {},
+                        "instance": "i",
                         "lease": 2,
                         "fence": 8,
                         "since": "2026-03-01T11:59:00.250+00:00",
@@ -192,9 +218,33 @@ def test_layout() -> None:
                 ],
             },
         ],
+        "unreadable": [{"host": "torn", "error": "it is damaged"}],
     }
+    torn = {"host:torn": BackendError("it is damaged")}
 
-    assert json.dumps(expected) == json.dumps(build(*spaces, ranges=ranges).to_dict())
+    assert json.dumps(expected) == json.dumps(
+        partly({**torn, **{view.space: view for view in spaces}}, ranges).to_dict()
+    )
+
+
+def test_unreadable() -> None:
+    """A host that cannot be read is named, with the reason, and is in no count; the others show as ever."""
+    damage, newer = BackendError("damaged"), IncompatibleSchema("schema 2")
+    status = partly(
+        {"host:b": damage, "host:a": SpaceView("host:a", 9, (), (port(10809),)), "cluster": newer, "rack:1": damage}
+    )
+
+    assert [("", "schema 2"), ("b", "damaged")] == [(one.host, one.error) for one in status.unreadable]
+    assert ["a"] == [host.host for host in status.hosts]
+    assert (RangeOnHost("a", 1, 0, 0, 3),) == status.ranges[0].hosts
+
+
+def test_unreadable_elsewhere() -> None:
+    """Whoever asks for one host hears nothing of another's damage, but of the cluster's."""
+    damage = BackendError("damaged")
+    status = partly({"host:a": damage, "host:b": damage, "cluster": damage}, host="b")
+
+    assert ["", "b"] == [one.host for one in status.unreadable]
 
 
 def test_sorted() -> None:
@@ -491,7 +541,7 @@ def test_outside_by_scope() -> None:
 def test_any_time_zone() -> None:
     """Times are UTC, wherever the clock was read."""
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-5)))
-    status = ClusterStatus.build([], [], backend="test", generated_at=elsewhere)
+    status = ClusterStatus.build(names=[], views=[], ranges=[], backend="test", generated_at=elsewhere)
 
     assert "2026-03-01T12:00:00.250+00:00" == status.to_dict()["generated_at"]
 

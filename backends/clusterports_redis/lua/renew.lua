@@ -1,19 +1,23 @@
 -- flags: allow-oom
 -- parts: clock space time enter
--- reads: 'lease/' .. ARGV[1], 'done/' .. ARGV[1]
+-- reads: 'lease/' .. ARGV[1], 'done/' .. ARGV[1], 'revoked/' .. ARGV[1]
 -- One heartbeat, however many ports: the lease runs for a full TTL from now. Abandoned requests are undone.
 -- KEYS  see space.lua
--- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests, and tickets as w<ticket>
--- Returns {'RENEWED', backlog} or {'GONE', reason}
+-- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests, tickets that are left as w<ticket>,
+--       and the fences of ports that the holder knows to be revoked as f<fence>
+-- Returns {'RENEWED', backlog, and if any are: 'fence port;fence port ...' of those that are revoked} or {'GONE', reason}
 space = space or rare(clock, min_ttl, next_due)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
 floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
-local abandoned, left = {}, {}
+local abandoned, left, heard = {}, {}, nil
 for i = 4, #ARGV do
-  local ticket = match(ARGV[i], '^w(%d+)$')
-  if ticket then
-    left[#left + 1] = ticket
+  local sort, value = match(ARGV[i], '^([wf])(%d+)$')
+  if sort == 'w' then
+    left[#left + 1] = value
+  elseif sort == 'f' then
+    heard = heard or {}
+    heard[value] = true
   else
     abandoned[ARGV[i]] = true
     highest = math.max(highest, tonumber(ARGV[i]))
@@ -49,6 +53,19 @@ end
 for _, ticket in ipairs(left) do
   if space.place_of(ticket) == id then space.leave(ticket) end
 end
+local revoked = s[9] or nil
+if revoked and heard then
+  local untold = {}
+  for entry, its_fence in string.gmatch(revoked, '((%d+) [^;]+)') do
+    if not heard[its_fence] then untold[#untold + 1] = entry end
+  end
+  revoked = #untold > 0 and table.concat(untold, ';') or nil
+  if revoked then
+    call('HSET', STATE, 'revoked/' .. id, revoked)
+  else
+    call('HDEL', STATE, 'revoked/' .. id)
+  end
+end
 local lease = space.lease(record)
 lease.nominal = clock + lease.ttl
 lease.expires = lease.nominal
@@ -56,4 +73,4 @@ space.put_due('lease/' .. id, lease.expires)
 space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due, 'lease/' .. id, space.record(lease),
      'done/' .. id, table.concat(kept, ';'))
-return {'RENEWED', backlog and 1 or 0}
+return {'RENEWED', backlog and 1 or 0, revoked}

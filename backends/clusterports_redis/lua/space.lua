@@ -14,6 +14,7 @@
 --          last/<range>     the number last given to an ask with rotate
 --          owned/<tag>      how many ports are held under a limit
 --          foreign/<range>  how many are marked
+--          revoked/<id>     fence port;fence port ...       (taken by force; the holder of the lease does not know yet)
 --          wait/<ticket>    lease protocol first last first last ...    (spans ascend and lie apart)
 --   due    lease/<id> by expiry, tcp/<port> by the end of its cooling or mark, wait/<ticket> by the end of its window;
 --          on the lease clock
@@ -287,7 +288,7 @@ local function rare(clock, min_ttl, next_due)
   function self.drop(id, lease)
     call('ZREM', DUE, 'lease/' .. id)
     call('ZREM', PORTS, 'lease/' .. id)
-    call('HDEL', STATE, 'lease/' .. id, 'done/' .. id)
+    call('HDEL', STATE, 'lease/' .. id, 'done/' .. id, 'revoked/' .. id)
     if call('HGET', STATE, 'name/' .. lease.instance) == id then call('HDEL', STATE, 'name/' .. lease.instance) end
     local tickets = self.tickets()
     for i, place in ipairs(self.places(tickets)) do
