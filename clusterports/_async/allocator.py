@@ -364,18 +364,18 @@ class AsyncPortAllocator:
         self._check_process()
         check_port(number, protocol)
         spaces = [host_space(check_name("host", host)), CLUSTER_SPACE]
-        done = False
+        found = []
         for space, view in zip(spaces, await self._backend.read(spaces), strict=True):
             if isinstance(view, BackendError):
                 raise view
-            for port in view.ports:
-                if port.number != number or not overlap(port.protocol, protocol) or port.host not in ("", host):
-                    continue
-                if fence is not None and port.fence != fence:
-                    raise PortInUse(host, port)
-                await self._force(space, host, port)
-                done = True
-        return done
+            here = (port for port in view.ports if port.number == number and port.host in ("", host))
+            found += [(space, port) for port in here if overlap(port.protocol, protocol)]
+        wanted = [(space, port) for space, port in found if fence in (None, port.fence)]
+        if found and not wanted:
+            raise PortInUse(host, found[0][1])
+        for space, port in wanted:
+            await self._force(space, host, port)
+        return bool(wanted)
 
     async def _force(self, space: str, host: str, port: PortView) -> None:
         if await self._backend.force(space, port):

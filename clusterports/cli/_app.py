@@ -131,12 +131,18 @@ def run_app() -> int | str | None:
         say(error)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
     except BrokenPipeError:
-        # what is still in the buffer goes nowhere, quietly, when the interpreter flushes it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_output()
         return 1
     except Exception as error:
         if sys.flags.dev_mode:
             raise
         say(f"unexpected {type(error).__name__}: {error} (python -X dev shows where)")
+        if isinstance(error, OSError):  # a full device, perhaps
+            _forget_output()
         return 1
     return 0
+
+
+def _forget_output() -> None:
+    """What is still in the buffer goes nowhere, quietly, when the interpreter flushes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

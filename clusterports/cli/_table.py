@@ -43,7 +43,7 @@ def colored() -> bool:
 
 def paint(text: str, style: str | None, color: bool = True) -> str:
     """The text, which is printable, in a colour. It is never looked at for what it contains."""
-    return f"\x1b[{style}m{text}\x1b[m" if style and color else text
+    return f"\x1b[{style}m{text}\x1b[m" if text and style and color else text
 
 
 def lean(

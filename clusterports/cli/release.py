@@ -106,16 +106,16 @@ def _free(backend: Backend, found: Found, ports: Sequence[PortView]) -> None:
 
 
 def _end(backend: Backend, found: Found) -> None:
-    begun = False
-    while True:
+    live = found.lease.expires_in > 0 or found.lease.grace
+    more = True
+    while more:
         reply = backend.close_lease(found.space, found.holder)
-        if isinstance(reply, Gone):
-            if begun:  # the reply to the call that ended it was lost
-                return
-            raise found.lost(reply)
-        if not reply.more:
+        if not isinstance(reply, Gone):
+            more = reply.more
+        elif live and reply.reason == "expired":  # by us: the reply to the call that ended it was lost
             return
-        begun = True
+        else:
+            raise found.lost(reply)
 
 
 # ---------------------------------------------------------------- by force

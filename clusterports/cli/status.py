@@ -110,12 +110,12 @@ class Wanted:
         tests = list(self._tests())
         if not tests:
             return cluster
-        held_only = (self.owner, self.instance, self.number) != (None, None, None)
+        by_holder = (self.owner, self.instance, self.number) != (None, None, None)
         hosts = []
         for host in cluster.hosts:
             ports = tuple(port for port in host.ports if all(test(port) for test in tests))
             leases = {port.lease for port in ports if port.state == "held"}
-            shown = tuple(lease for lease in host.leases if not held_only or lease.lease in leases)
+            shown = tuple(lease for lease in host.leases if not by_holder or lease.lease in leases)
             hosts.append(replace(host, ports=ports, leases=shown))
         ranges = tuple(one for one in cluster.ranges if self.range in (None, one.name))
         return replace(cluster, hosts=tuple(hosts), ranges=ranges)
@@ -445,29 +445,32 @@ def note(host: HostStatus, port: PortStatus, one: RangeStatus | None) -> str:
 
 
 def port_facts(cluster: ClusterStatus, number: int, protocol: Protocol4 | None) -> Iterator[str]:
-    """Where this number is free, or when it will be, and which ranges have it."""
+    """Where this number is free, or when it will be, and which ranges have it. Short, for a narrow screen."""
     name = f"Port {number}" if protocol is None else f"Port {number}/{protocol}"
     ranges = [one for one in cluster.ranges if one.first <= number <= one.last]
     taken = list(port_lines(Wanted(number=number, protocol=protocol).of(cluster), fold=False))
-    if owners := [one.name for one in ranges if one.scope == "cluster"]:
-        free = not taken
-        yield f"{name} is one for the whole cluster (range {', '.join(owners)}), and is {'' if free else 'not '}free."
-    else:
-        hosts = [host.host for host in cluster.hosts if host.host]
-        busy = {line.port.host for line in taken}
-        at = [host for host in hosts if host not in busy]
-        free = bool(at) or not hosts
-        if not hosts:
-            yield f"{name} is free: no host has taken a port yet."
+    if any(one.scope == "cluster" for one in ranges):
+        if any(not one.host for one in cluster.unreadable):
+            yield f"{name} is cluster-wide: not known."
         else:
-            yield f"{name} is free on {len(at)} of {len(hosts)} host{'s'[: len(hosts) != 1]}."
-        if at and taken:
-            more = f" and {len(at) - NAMED} more" if len(at) > NAMED else ""
-            yield f"Free on {', '.join(at[:NAMED])}{more}."
-    if not free:
-        yield _next_free(taken)
-    if cluster.unreadable:
-        yield f"Not known of {len(cluster.unreadable)} more, which cannot be read."
+            yield f"{name} is {'taken' if taken else 'free'}, cluster-wide."
+            if taken:
+                yield _next_free(taken)
+    else:
+        busy = {line.port.host for line in taken}
+        hosts = [host.host for host in cluster.hosts if host.host]
+        free = [host for host in hosts if host not in busy]
+        if hosts or cluster.unreadable:
+            yield f"{name} is free on {len(free)} of {len(hosts)} host{'s'[: len(hosts) != 1]}."
+        else:
+            yield f"{name} is free: none taken yet."
+        if taken and free:
+            more = f" and {len(free) - NAMED} more" if len(free) > NAMED else ""
+            yield f"Free on {', '.join(free[:NAMED])}{more}."
+        elif taken:
+            yield _next_free(taken)
+        if cluster.unreadable:
+            yield f"{len(cluster.unreadable)} more cannot be read."
     for one in ranges:
         excluded = any(first <= number <= last for first, last in one.exclude)
         yield f"Range {one.name} ({one.first}-{one.last}) {'excludes' if excluded else 'has'} it."
@@ -483,8 +486,8 @@ def _next_free(taken: Iterable[Line]) -> str:
         waits[line.port.host] = max(waits.get(line.port.host, 0.0), inf if free_in is None else free_in)
     host, wait = min(waits.items(), key=itemgetter(1))
     if wait < inf:
-        return f"It is free again in {span(wait)} on {host or CLUSTER}."
-    return "It is free again when a holder gives it back, or loses its lease."
+        return f"Free again in {span(wait)} on {host or CLUSTER}."
+    return "Held until given back or the lease ends."
 
 
 def span(seconds: float | None) -> str:

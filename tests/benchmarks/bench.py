@@ -314,7 +314,8 @@ def processes(quick: bool) -> Iterator[Figure]:
         ):
             one = (sys.executable, "-c", ours) if ours else (command, "status")
             other = (sys.executable, "-c", theirs)
-            run(*one), run(*other)
+            run(*one)
+            run(*other)
             pairs = [(run(*one), run(*other)) for _ in range(5 if quick else 15)]
             mine, others = [list(times) for times in zip(*pairs, strict=True)]
             note = f"{statistics.median(mine) * 1e3:.0f} ms / {statistics.median(others) * 1e3:.0f} ms"

@@ -40,7 +40,7 @@ class Patient(Common):
     def settings(self, **_: object) -> Settings:
         return self.given
 
-    def backend(self, _: object) -> Any:
+    def backend(self, settings: object) -> Any:
         return self
 
     def __enter__(self) -> Patient:  # noqa: PYI034

@@ -31,7 +31,7 @@ class OnStore(Common):
     def settings(self, **_: object) -> Any:
         return None
 
-    def backend(self, _: object) -> Any:
+    def backend(self, settings: object) -> Any:
         return self.store.connect(virtual=True)
 
 

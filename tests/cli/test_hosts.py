@@ -100,6 +100,7 @@ def test_colours(taken: int, style: str | None) -> None:
     row = Row("h", 0, taken, 0, 0, 0, 0, Fill("r", taken, 100))
     painted = lines([row, row._replace(expired=0)], color=True)
 
+    assert painted[0].startswith("\x1b[1mHOST LIVE EXPIRED ")
     assert (f"\x1b[{style}m" if style else " ") + f"{taken}%" in painted[1]
     assert f"\x1b[{RED}m{taken}\x1b[m" in painted[1]
     assert f"\x1b[{RED}m" not in painted[2].replace("\x1b[31m100%", "")

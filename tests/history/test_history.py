@@ -11,7 +11,7 @@ import json
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 import servers
@@ -70,6 +70,7 @@ TIMES: Final = (
     *(100 * SECOND, MAX_GAP, MAX_GAP + SECOND, DAY, -1, -DAY),
 )
 FORCED: Final = ("held", "held", "held", "cooling", "foreign", "fence", "state")
+STATES: Final[tuple[Literal["held", "cooling", "foreign"], ...]] = ("held", "cooling", "foreign")
 NOBODYS: Final = PortView(1, "tcp", "held", "", "", {}, "", 1, 1, 0, None)
 WINDOWS: Final = (0, GRAIN, SECOND, 5 * SECOND, 5 * SECOND, 100 * SECOND)
 
@@ -515,7 +516,7 @@ class Player:
         if how == "fence":
             port = port._replace(fence=port.fence + (1 if which % 2 else -1))
         elif how == "state":
-            port = port._replace(state="cooling" if port.state == "held" else "held")
+            port = port._replace(state=STATES[STATES.index(port.state) - 1])
         yield "force", (name, port), {}
 
     def drop(self, space: int) -> Any:

@@ -6,15 +6,16 @@
 -- ARGV  none
 -- Returns {'DROPPED', 1 also when there is no such space, or 0}
 if gap then
-  if call('ZCARD', DUE) + call('ZCARD', PORTS) > 0 then return {'DROPPED', 0} end
-  -- What is due or held without being listed as such is damaged, and not for us to throw away.
+  -- Each lease, each port that cools or is marked, and each place in the queue is due at some time.
+  if call('ZCARD', DUE) > 0 then return {'DROPPED', 0} end
+  -- One of which that list does not know is damaged, and not for us to throw away.
   local cursor = '0'
   repeat
     local page = call('HSCAN', STATE, cursor, 'COUNT', 1000)
     for i = 1, #page[2], 2 do
       local kind = match(page[2][i], '^(%l+)/')
       if kind == 'lease' or kind == 'wait' or kind == 'tcp' or kind == 'udp' or kind == 'both' then
-        rare().damaged('due and ports are missing')
+        rare().damaged('due is missing')
       end
     end
     cursor = page[1]
