@@ -265,7 +265,7 @@ class _Doctor:
         if not limit:
             yield Finding("eviction", "ok", "no memory limit is set, so nothing is evicted")
             return
-        cure = "CONFIG SET maxmemory-policy noeviction, and the same in the configuration file; or a server of our own"
+        cure = "CONFIG SET maxmemory-policy noeviction, and the same in the configuration file; or a server apart"
         if policy == "noeviction":
             yield Finding("eviction", "ok", policy)
         elif policy.startswith("volatile"):  # ours have no expiry
@@ -343,7 +343,7 @@ class _Doctor:
             open_to_all = True  # for us it was
         if open_to_all:
             text = "the default user has none: whoever reaches the server may take and free every port"
-            yield Finding("password", "warning", text, "ACL SETUSER default off, and a user of our own with a password")
+            yield Finding("password", "warning", text, "ACL SETUSER default off, and a user with a password instead")
         else:
             yield Finding("password", "ok", "the default user has one, or is off")
 

@@ -117,20 +117,26 @@ class Common:
 
     def print_json(self, document: dict[str, Any]) -> None:
         """On stdout, without any character that a terminal might obey."""
-        text = json.dumps({"schema": SCHEMA} | document, indent=2, ensure_ascii=True)
+        indent = 2 if self.terminal else None  # lines cost a second where there are many ports
+        text = json.dumps({"schema": SCHEMA} | document, indent=indent, ensure_ascii=True)
         print(text.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves as it is
+
+    @cached_property
+    def terminal(self) -> bool:
+        """Whether stdout is one; it may be closed."""
+        return sys.stdout is not None and sys.stdout.isatty()
 
     @cached_property
     def width(self) -> int | None:
         """Of the terminal; None when the output goes elsewhere: as wide as it takes."""
         from shutil import get_terminal_size
 
-        return get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
+        return get_terminal_size().columns if self.terminal or "COLUMNS" in os.environ else None
 
     @cached_property
     def colour(self) -> bool:
         """Whether stdout shows colours: a terminal that nobody asked to do without."""
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"
+        return self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"
 
     def coloured(self, text: str, sgr: str) -> str:
         """The text with these SGR codes around it. It must be printable already."""

@@ -319,9 +319,11 @@ async def test_newer_data(server_kit: Kit) -> None:
     client = server_kit.store.client
     client.hset("clusterports:1:{host:kvm-07}:state", "schema", "2")
     before = client.hgetall("clusterports:1:{host:kvm-07}:state")
-    for call in (lambda: ports.acquire("backup"), lambda: ports.acquire("backup", port=10809), ports.status):
+    for port in (None, 10809):
         with pytest.raises(IncompatibleSchema, match="has schema 2; this clusterports knows schema 1 only"):
-            await result(call())
+            await result(ports.acquire("backup", port=port))
+    (unreadable,) = (await result(ports.status())).unreadable
+    assert "has schema 2; this clusterports knows schema 1 only" in unreadable.error
     assert before == client.hgetall("clusterports:1:{host:kvm-07}:state")
 
 

@@ -15,6 +15,7 @@ import pytest
 import redis
 import servers
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import NoPermissionError
 
 from clusterports.abc import Ask, Finding, Granted, Holder, Opened, Renewal, Request, SpaceView
 from clusterports_redis import RedisBackend, _doctor
@@ -257,6 +258,7 @@ def test_replica(server: servers.ServerStore, tmp_path: Path) -> None:
         master.sadd(SPACES, "host:gone")
         eventually(lambda: bool(replica.info("replication")["master_link_status"] == "up"))
         eventually(lambda: bool(master.info("replication").get("slave0", {}).get("state") == "online"))
+        eventually(lambda: bool(replica.sismember(SPACES, "host:gone")))
         finding = of(diagnose(url), "replicas")
         findings = diagnose(other, repair=True)
     assert ("ok", True) == (finding.level, bool(re.fullmatch(r"127\.0\.0\.1:\d+ is online, .* behind", finding.text)))
@@ -533,7 +535,7 @@ class Link:
         self._replies: dict[str, Any] = {
             "PING": "PONG",
             "ACL WHOAMI": "default",
-            "ACL GETUSER": redis.exceptions.NoPermissionError("no") if flags is None else {"flags": flags},
+            "ACL GETUSER": NoPermissionError("no") if flags is None else {"flags": flags},
             "INFO": f"redis_version:7.0.0\r\n{info}",
             "TIME": [str(int(time)), str(round(time % 1 * 1e6))],
             "CONFIG GET": {"save": "", "appendfsync": "everysec"},

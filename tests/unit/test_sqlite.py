@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sqlite3
@@ -368,7 +369,7 @@ def test_more_spaces_than_are_remembered(make: Callable[..., SqliteBackend]) -> 
 
 
 FORKS = """
-import os, sys
+import gc, os, sys
 from pathlib import Path
 from clusterports_sqlite import SqliteBackend
 from clusterports.abc import Ask, Holder, Request
@@ -386,6 +387,7 @@ if pid == 0:
     print(backend.acquire("host:h", child, Request(1, 1), asks).ports[0].number, flush=True)
     backend.close()
     del backend, connection
+    gc.collect()
     # What was the parent's is not even closed, neither now nor when the interpreter ends.
     print(any(link.exists() and link.readlink() == Path(sys.argv[1]) for link in Path("/proc/self/fd").iterdir()))
     sys.exit()
@@ -710,14 +712,15 @@ def test_allocator(path: Path) -> None:
 
 async def test_own_thread(path: Path) -> None:
     """An event loop whose threads are all busy with other work can go on acquiring, and renewing."""
-    import asyncio
-
     busy = threading.Event()
     loop = asyncio.get_running_loop()
     others = [loop.run_in_executor(None, busy.wait, 30) for _ in range(40)]
     try:
-        async with AsyncPortAllocator(f"sqlite:///{path}", host="h", ranges=RANGES, probe=False) as ports:
-            port = await asyncio.wait_for(ports.acquire("r"), 10)
+        async with (
+            asyncio.timeout(10),
+            AsyncPortAllocator(f"sqlite:///{path}", host="h", ranges=RANGES, probe=False) as ports,
+        ):
+            port = await ports.acquire("r")
             assert 1 == port.number
             await port.release()
     finally:
@@ -727,8 +730,6 @@ async def test_own_thread(path: Path) -> None:
 
 async def test_async_cancelled(path: Path) -> None:
     """A cancelled call may have been carried out; the next one is answered as ever."""
-    import asyncio
-
     backend = connect_async(f"sqlite:///{path}")
     first = asyncio.ensure_future(backend.open(SPACE, "one", token="aa", ttl=TTL))
     await asyncio.sleep(0)
