@@ -79,8 +79,8 @@ def make(path: Path) -> Iterator[Callable[..., SqliteBackend]]:
     """Makes backends on one file, and closes them."""
     made: list[SqliteBackend] = []
 
-    def make(**arguments: Any) -> SqliteBackend:
-        made.append(SqliteBackend(str(path), **({"timeout": 0.2} | arguments)))
+    def make(timeout: float = 0.2) -> SqliteBackend:
+        made.append(SqliteBackend(str(path), timeout=timeout))
         return made[-1]
 
     yield make
