@@ -84,23 +84,35 @@ class Tie(NamedTuple):
     bound: bool
 
 
-class _Noting(dict[_Key, _Value]):
-    """A dict that knows which of its keys were set or taken away."""
+class _Touched:
+    """What was set or taken away since it was written last."""
 
     def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.leases: set[int] = set()
+        self.ports: set[str] = set()
+        self.due: set[str] = set()
+        self.queue: set[int] = set()
+        self.last: set[str] = set()
+
+
+class _Noting(dict[_Key, _Value]):
+    """A dict that notes which of its keys are set or taken away."""
+
+    def __init__(self, touched: set[_Key]) -> None:
         super().__init__()
-        self.touched: set[_Key] = set()
+        self._touched = touched
 
     def __setitem__(self, key: _Key, value: _Value) -> None:
-        self.touched.add(key)
+        self._touched.add(key)
         super().__setitem__(key, value)
 
     def __delitem__(self, key: _Key) -> None:
-        self.touched.add(key)
+        self._touched.add(key)
         super().__delitem__(key)
 
     def pop(self, key: _Key, *default: Any) -> Any:
-        self.touched.add(key)
+        self._touched.add(key)
         return super().pop(key, *default)
 
 
@@ -110,20 +122,18 @@ class StoredSpace(Space):
     ``alive``: whether a process is. One that is has been kept from renewing by the store, and gets time to do so.
     """
 
-    _names: _Noting[str, int]
-    _leases: _Noting[int, _Lease]
-    _ports: _Noting[str, _Port]
-    _due: _Noting[str, int]
-    _queue: _Noting[int, tuple[_Lease, Ask]]
-    _last: _Noting[str, int]
-
     def __init__(self, name: str, wall: Callable[[], int], alive: Callable[[Process], bool | None]) -> None:
         super().__init__(name)
         self._patient = True
         self._wall = wall
         self._alive = alive
-        self._names, self._leases, self._ports = _Noting(), _Noting(), _Noting()
-        self._due, self._queue, self._last = _Noting(), _Noting(), _Noting()
+        self._touched = _Touched()
+        self._names = _Noting(self._touched.names)
+        self._leases = _Noting(self._touched.leases)
+        self._ports = _Noting(self._touched.ports)
+        self._due = _Noting(self._touched.due)
+        self._queue = _Noting(self._touched.queue)
+        self._last = _Noting(self._touched.last)
         self.ties: dict[int, Tie] = {}
         self.boot = ""
         self.wakes = 0
@@ -165,15 +175,16 @@ class StoredSpace(Space):
 
     def touch(self, lease: int) -> None:
         """Something of this lease may have changed."""
-        self._leases.touched.add(lease)
+        self._touched.leases.add(lease)
 
     def save(self, db: sqlite3.Connection) -> None:
         """Write what has changed since it was loaded or saved."""
         if self._seen is None:  # nobody has opened it
             return
         name = self.name
-        ids, ports, places = self._leases.touched, self._ports.touched, self._queue.touched
-        for due in self._due.touched:
+        touched = self._touched
+        ids, ports, places = touched.leases, touched.ports, touched.queue
+        for due in touched.due:
             kind, _, rest = due.partition("/")
             if kind == "lease":
                 ids.add(int(rest))
@@ -181,11 +192,11 @@ class StoredSpace(Space):
                 places.add(int(rest))
             else:
                 ports.add(due)
-        if self._names.touched:
-            ids.update(lease.id for lease in self._leases.values() if lease.instance in self._names.touched)
+        if touched.names:
+            ids.update(lease.id for lease in self._leases.values() if lease.instance in touched.names)
 
         changed = self._save_leases(db, ids) | self._save_ports(db, ports) | self._save_places(db, places)
-        last = [(name, range, self._last[range]) for range in self._last.touched]
+        last = [(name, range, self._last[range]) for range in touched.last]
         changed |= _write(db, "last", '"range"', last, [])
         row = (self.boot, self._seen, self._clock, self._fence)
         if changed or self.stirred or row != self._row:
@@ -209,8 +220,8 @@ class StoredSpace(Space):
         db.execute("REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)
 
     def _clean(self) -> None:
-        for noted in (self._names, self._leases, self._ports, self._due, self._queue, self._last):
-            noted.touched.clear()
+        for keys in vars(self._touched).values():
+            keys.clear()
 
     def _save_leases(self, db: sqlite3.Connection, ids: set[int]) -> bool:
         put, gone = [], []
@@ -365,8 +376,9 @@ class StoredSpace(Space):
             rows = self._select(db, "SELECT * FROM port WHERE space = ?").fetchall()
         else:
             query = (
-                "SELECT DISTINCT port, port.* FROM change LEFT JOIN port ON port.space = ?1 AND name = change.port"
-                " WHERE change.space = ?1 AND version > ?2"
+                "SELECT DISTINCT change.port, port.* FROM change"
+                " LEFT JOIN port ON port.space = change.space AND port.name = change.port"
+                " WHERE change.space = ? AND change.version > ?"
             )
             changed = self._select(db, query, before).fetchall()
             for name, *_ in changed:
@@ -423,7 +435,7 @@ class StoredSpace(Space):
                 self._owned[key] = self._owned.get(key, 0) + 1
             return fence
         port.state, port.until = state, until
-        self._put_due(name, until)
+        self._put_due(name, int(until))
         if state == "foreign":
             self._foreign[ask.range] = self._foreign.get(ask.range, 0) + 1
         return fence

@@ -23,13 +23,13 @@ ROOT, USER = 0, 1000
 def _user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/srv/u")
+    monkeypatch.setenv("HOME", "/var/u")
     monkeypatch.setattr(os, "geteuid", lambda: USER)
 
 
 def test_user() -> None:
     """A user's ports are in the user's state directory."""
-    assert "sqlite:////srv/u/.local/state/clusterports/ports.db" == default_url()
+    assert "sqlite:////var/u/.local/state/clusterports/ports.db" == default_url()
 
 
 def test_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root's are those of the system, whatever home it came with."""
     monkeypatch.setattr(os, "geteuid", lambda: ROOT)
-    monkeypatch.setenv("XDG_STATE_HOME", "/srv/u/state")
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/u/state")
 
     assert "sqlite:////var/lib/clusterports/ports.db" == default_url()
 
@@ -61,7 +61,7 @@ def test_no_directory_of_a_service(text: str, monkeypatch: pytest.MonkeyPatch) -
     """Anything but an absolute path is somebody else's variable."""
     monkeypatch.setenv("STATE_DIRECTORY", text)
 
-    assert "sqlite:////srv/u/.local/state/clusterports/ports.db" == default_url()
+    assert "sqlite:////var/u/.local/state/clusterports/ports.db" == default_url()
 
 
 def test_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
