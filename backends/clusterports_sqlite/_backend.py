@@ -165,7 +165,7 @@ class SqliteBackend(Backend):
 
     def _read(self, space: str) -> SpaceView | BackendError:
         try:
-            return self._look(space, lambda found, now: found.view(now))
+            return self._look(space, lambda found, now: found.shown(now, self.boot))
         except DamagedSpaceError as error:
             return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -59,7 +60,9 @@ def _unreadable(error: BackendError) -> Finding:
     text = str(error)
     if "is damaged" in text:
         return Finding("store", "error", text, _FROM_NEW)
-    return Finding("store", "error", text, "give this user read and write access to the file and its directory")
+    return Finding(
+        "store", "error", text, "name another file, or give this user read and write access to it and its directory"
+    )
 
 
 def _file(backend: SqliteBackend, path: Path) -> Finding:
@@ -85,7 +88,7 @@ def _around(path: Path) -> Iterator[Finding]:
         yield Finding("file system", "error", f"{kind}: locks on it cannot be relied on", "use a path on a local disk")
     elif kind:
         yield Finding("file system", "ok", kind)
-    folder = next((folder for folder in path.parents if folder.is_dir()), Path("/"))
+    folder = next((folder for folder in path.parents if os.path.isdir(folder)), Path("/"))  # noqa: PTH112  # no error
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -100,6 +103,9 @@ def _around(path: Path) -> Iterator[Finding]:
             mode = place.stat().st_mode
         except OSError:
             continue
+        if not os.access(place, os.W_OK):
+            text = f"{printable(repr(str(place)))} cannot be written by this user, who can look only"
+            yield Finding("access", "warning", text, "run this as the user or group that it belongs to")
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # in a sticky directory others cannot replace it
             text = f"{printable(repr(str(place)))} can be changed by every user of this machine"
             yield Finding("access", "warning", text, f"chmod o-w {printable(str(place))}")

@@ -21,6 +21,8 @@ from ._process import Process
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from clusterports.abc import SpaceView
+
 __all__ = ["TABLES", "Damaged", "StoredSpace", "Tie", "is_empty", "remove", "wakes_of"]
 
 TABLES: Final = """
@@ -151,17 +153,31 @@ class StoredSpace(Space):
 
     # ---------------------------------------------------------------- deaths
 
+    def dead(self, boot: str) -> set[int]:
+        """The leases of those who cannot renew any more: all of a former boot, and those of dead processes."""
+        if boot and self.boot and self.boot != boot:
+            return set(self._leases)
+        return {
+            id
+            for id, tie in self.ties.items()
+            if tie.bound and self._leases[id].expires > self._clock and self._alive(tie.process) is False
+        }
+
     def bury_dead(self, now: int, boot: str) -> None:
-        """End the leases of those who cannot renew any more: all of a former boot, and those of dead processes."""
-        dead: list[int] = []
-        if boot and self.boot != boot:
-            dead = list(self._leases) if self.boot else []
-            self.boot = boot
-        for id, tie in self.ties.items():
-            if tie.bound and self._leases[id].expires > self._clock and self._alive(tie.process) is False:
-                dead.append(id)
+        """End the leases of those who cannot renew any more."""
+        dead = self.dead(boot)
+        self.boot = boot or self.boot
         if dead:
             self.bury(now, dead)
+
+    def shown(self, now: int, boot: str) -> SpaceView:
+        """What anybody may see: a lease that the next step ends has run out."""
+        view, dead = self.view(now), self.dead(boot)
+        leases = (
+            lease._replace(expires_in=min(0, lease.expires_in), grace=False) if lease.lease in dead else lease
+            for lease in view.leases
+        )
+        return view._replace(leases=tuple(leases))
 
     def overdue(self, now: int) -> tuple[int, int]:
         """Leases that have run out, and others whose process is known to be dead."""
@@ -433,11 +449,11 @@ class StoredSpace(Space):
             if ask.limit:
                 key = ask.range, ask.owner
                 self._owned[key] = self._owned.get(key, 0) + 1
-            return fence
-        port.state, port.until = state, until
-        self._put_due(name, int(until))
-        if state == "foreign":
-            self._foreign[ask.range] = self._foreign.get(ask.range, 0) + 1
+        elif until is not None:
+            port.state, port.until = state, until
+            self._put_due(name, until)
+            if state == "foreign":
+                self._foreign[ask.range] = self._foreign.get(ask.range, 0) + 1
         return fence
 
 

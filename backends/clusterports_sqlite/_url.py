@@ -51,9 +51,13 @@ def file_of(url: str, client: Any = None) -> str:
         raise ConfigurationError(
             f"url: no home directory is known for {show(expanded)}; write ./~ for a file of that name"
         )
-    if expanded.endswith("/") or Path(expanded).is_dir():
+    if expanded.endswith("/") or os.path.isdir(expanded):  # noqa: PTH112  # pathlib's raises where one may not look
         raise ConfigurationError(f"url: {_BOUND}, but {show(expanded)} is a directory; got {show(url)}")
-    absolute = "/" + str(Path.cwd() / expanded).lstrip("/")  # two slashes at the beginning would be a host in a URI
+    try:
+        absolute = str(Path.cwd() / expanded) if expanded[0] != "/" else expanded
+    except OSError as error:
+        raise ConfigurationError(f"url: {show(url)} is relative to the working directory, which is gone") from error
+    absolute = "/" + absolute.lstrip("/")  # two slashes at the beginning would be a host in a URI
     kind = file_system(absolute)
     if is_network(kind):
         raise ConfigurationError(

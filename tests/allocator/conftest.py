@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,9 +12,10 @@ from allocator.kit import Kit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     import servers
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,20 @@ def kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
-@pytest.fixture(params=["memory", "fakeredis", "valkey"])
+SQLITE_TOO = ("test_heartbeat", "test_life", "test_many", "test_probing", "test_races")
+"""All would run on SQLite; these do, because there its processes, threads and time matter."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def wanted(item: pytest.Item) -> bool:
+        chosen = getattr(item, "callspec", None)
+        on_sqlite = item.path.parent == HERE and chosen is not None and chosen.params.get("store") == "sqlite"
+        return not on_sqlite or item.path.stem in SQLITE_TOO
+
+    items[:] = filter(wanted, items)
+
+
+@pytest.fixture(params=["memory", "sqlite", "fakeredis", "valkey"])
 def store(request: pytest.FixtureRequest) -> servers.Store:
     """Each kind of store, empty. The other server passes the suite and the histories, and what is in `server_kit`."""
     found: servers.Store = request.getfixturevalue("fake_redis" if request.param == "fakeredis" else request.param)

@@ -253,6 +253,7 @@ async def test_threads_end(kit: Kit) -> None:
     await result(ports.acquire("backup"))
     assert "clusterports-watchdog" in ours()
     await result(ports.close())
+    await result(ports._backend.close())  # not its own
     await eventually([], ours)
 
 

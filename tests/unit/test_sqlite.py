@@ -151,6 +151,18 @@ def test_bad_path(make: Any, url: str, what: str, tmp_path: Path, monkeypatch: p
     assert [] == list(tmp_path.iterdir())
 
 
+def test_working_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path needs a working directory, an absolute one does not."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigurationError, match=r"^url: 'sqlite:///x.db' is relative to the working directory, which"):
+        file_of("sqlite:///x.db")
+    assert f"{tmp_path}/x.db" == file_of(f"sqlite:///{tmp_path}/x.db")
+    monkeypatch.chdir(tmp_path)
+
+
 def test_client_is_refused() -> None:
     """There is no client object to bring along."""
     with pytest.raises(ConfigurationError, match=r"^client: sqlite:// has no client, got object"):
@@ -691,6 +703,9 @@ def test_diagnose_access(make: Callable[..., SqliteBackend], path: Path, monkeyp
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 15 * 2**20}))
     found = checks(backend)
     assert ([("warning", False)], [("warning", False)]) == (found["access"], found["disk space"])
+    path.chmod(0o600)
+    monkeypatch.setattr("os.access", lambda place, mode: place != path)
+    assert [("warning", False)] == checks(backend)["access"]
 
 
 # -------------------------------------------------------------------- through the allocator

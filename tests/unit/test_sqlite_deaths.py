@@ -42,6 +42,14 @@ def states(backend: SqliteBackend) -> dict[int, str]:
     return {port.number: port.state for port in view.ports}
 
 
+def left(backend: SqliteBackend) -> list[int]:
+    """Microseconds that each lease still runs."""
+    (view,) = backend.read([SPACE])
+    assert not isinstance(view, BackendError)
+    assert not any(lease.grace for lease in view.leases)
+    return [lease.expires_in for lease in view.leases]
+
+
 def cooling(backend: SqliteBackend) -> list[float]:
     """Seconds until each port that cools is free."""
     (view,) = backend.read([SPACE])
@@ -177,6 +185,24 @@ def test_deaths(sqlite: servers.SqliteStore) -> None:
         sqlite.clock.advance(16)
         backend.reclaim(SPACE)
         assert {} == states(backend)
+
+
+def test_deaths_are_shown(sqlite: servers.SqliteStore) -> None:
+    """Who only looks sees that the lease of a dead process has run out, before anybody has taken it back."""
+    life = Life()
+    with sqlite.connect(virtual=True) as plain:
+        backend = SqliteBackend(plain.file.path, clock=plain.clock, wall=plain.clock, boot="b", alive=life)
+        rebooted = SqliteBackend(plain.file.path, clock=plain.clock, wall=plain.clock, boot="c", alive=life)
+        with backend, rebooted:
+            hold(backend, "one")
+            hold(backend, "two", bound=False, number=2)
+            assert [TTL, TTL] == left(backend)
+            assert [0, 0] == left(rebooted)
+            life.answer = False
+            assert [0, TTL] == left(backend)
+            assert {1: "held", 2: "held"} == states(backend)
+            sqlite.clock.advance(31)
+            assert [-1_000_000, -1_000_000] == left(backend)
 
 
 @pytest.mark.parametrize(("bound", "answer"), [(False, False), (True, None)], ids=["not bound", "not known"])
