@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._sources import Origin
     from .abc import AsyncBackend, Backend, Driver
 
-__all__ = ["GROUP", "connect", "connect_async"]
+__all__ = ["GROUP", "connect", "connect_async", "set_in"]
 
 GROUP = "clusterports.backends"
 
@@ -33,9 +37,23 @@ def driver(url: str | None, client: Any) -> Driver:
     return cast("Driver", known[scheme].load())
 
 
-def connect(url: str | None, *, timeout: float, client: Any = None) -> Backend:
-    return driver(url, client).connect(url or "", timeout=timeout, client=client)
+@contextlib.contextmanager
+def set_in(origin: Origin | None) -> Iterator[None]:
+    """What is wrong with the URL is told with the place where it was set, as the settings tell it of other values."""
+    try:
+        yield
+    except ConfigurationError as error:
+        text = str(error)
+        if origin is None or not origin.where or not text.startswith("url: "):
+            raise
+        raise ConfigurationError(f"url ({origin}): {text.removeprefix('url: ')}") from error.__cause__
 
 
-def connect_async(url: str | None, *, timeout: float, client: Any = None) -> AsyncBackend:
-    return driver(url, client).connect_async(url or "", timeout=timeout, client=client)
+def connect(url: str | None, *, timeout: float, client: Any = None, origin: Origin | None = None) -> Backend:
+    with set_in(origin):
+        return driver(url, client).connect(url or "", timeout=timeout, client=client)
+
+
+def connect_async(url: str | None, *, timeout: float, client: Any = None, origin: Origin | None = None) -> AsyncBackend:
+    with set_in(origin):
+        return driver(url, client).connect_async(url or "", timeout=timeout, client=client)

@@ -90,6 +90,7 @@ class HostLease:
         self._abandoned: set[int] = set()
         self._left: set[int] = set()
         self._heard: set[int] = set()
+        self.forced: set[int] = set()  # fences of ports taken from us by force that we did not know yet
 
     # ---------------------------------------------------------------- requests
 
@@ -119,13 +120,27 @@ class HostLease:
             self._left.add(ticket)
 
     def hear(self, fence: int) -> HeldPort | None:
-        """The port with this fence was taken from us by force: the allocation that we had of it."""
+        """The port with this fence was taken from us by force: the allocation that we had of it.
+
+        None when we have none; if that is because the reply is still on its way, `took` will tell.
+        """
         with self._lock:
             self._heard.add(fence)
+            if self._open:
+                self.forced.add(fence)  # before we look, so that one of us two sees it
+            else:
+                self.forced.clear()
         port = self.ports.pop(fence, None)
         if port is not None:
             port._revoked = True
         return port
+
+    def took(self, fence: int) -> None:
+        """The port with this fence was granted, and is among ours. It may have been taken by force already."""
+        if fence in self.forced:
+            port = self.ports.pop(fence, None)
+            if port is not None:
+                port._revoked = True
 
     def renewal(self) -> Renewal:
         with self._lock:

@@ -274,7 +274,11 @@ class Space:
         lease = self._live(holder)
         if not isinstance(lease, _Lease):
             return lease
-        return Released(self._release(lease, ports))
+        asked = list(ports)
+        count = self._release(lease, asked)
+        if not lease.revoked:
+            return Released(count)
+        return Released(count, tuple(dict.fromkeys(p for p in asked if lease.revoked.get(p.fence) == p)))
 
     def mark_foreign(
         self,
@@ -315,7 +319,7 @@ class Space:
             return False
         if port.state == "held":
             port.lease.revoked[port.fence] = Port(seen.number, seen.protocol, port.fence)
-            self._cool(name, self._clock + port.ask.quarantine)
+            self._cool(name, max(self._clock + port.ask.quarantine, port.lease.expires))
         else:
             self._free(name)
         return True

@@ -6,7 +6,8 @@ import re
 
 __all__ = ["printable", "redact_url", "show"]
 
-_SECRET_QUERY = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|auth)[^=&;]*=)[^&;]*")
+# Also without the question mark that it needs to be an option.
+_SECRET_QUERY = re.compile(r"(?i)((?:^|[?&;,/])[^=&;,/]*(?:pass|pw|secret|token|auth)[^=&;]*=)[^&;]*")
 
 
 def redact_url(url: str) -> str:

@@ -210,9 +210,12 @@ class Renewed(NamedTuple):
 
 
 class Released(NamedTuple):
-    """``count`` of the ports were held and are free now; the others were no longer held (never an error)."""
+    """``count`` of the ports were held and are free now; the others were no longer held (never an error). ``revoked``:
+    those of them that were taken by force, of which the holder has not `Renewal.heard`.
+    """
 
     count: int  # type: ignore[assignment]
+    revoked: tuple[Port, ...] = ()
 
 
 class Closed(NamedTuple):
@@ -432,8 +435,9 @@ class Backend(ABC):
     def force(self, space: str, port: PortView) -> bool:
         """For operators: take a port from whoever holds it, if it is still as this view shows it, fence and state.
 
-        A held port cools for its quarantine, and its holder is told with its next heartbeat. One that cools, or is
-        marked as foreign, is free. False: it is not as it was, and was not touched.
+        A held port cools for its quarantine, or longer, until its lease would have run out: before that its holder
+        either hears of it with a heartbeat, or knows that it cannot rely on it. One that cools, or is marked as
+        foreign, is free. False: it is not as it was, and was not touched.
         """
 
     @abstractmethod

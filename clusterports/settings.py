@@ -348,7 +348,7 @@ def _explain(error: ErrorDetails, layers: Iterable[Layer]) -> str:
         return f"{_where(path, path, layers)}: there is no such setting; {hint}"
     if error["type"] == "fault":
         key = error.get("ctx", {})["key"]
-        return f"{_where((*path, key) if key else path, path, layers)}: {error['msg']}"
+        return _misfit(path, key, error["msg"], layers) if key else f"{_where(path, path, layers)}: {error['msg']}"
     if len(path) == 1:
         bound = _BOUNDS[path[0]]
     elif len(path) == 2:
@@ -359,6 +359,16 @@ def _explain(error: ErrorDetails, layers: Iterable[Layer]) -> str:
         return f"{_where(path, path[:-1], layers)}: is missing, must be {bound}"
     got = _show_url(error["input"]) if path[0] == "url" else show(error["input"])
     return f"{_where(path, path, layers)}: must be {bound}, got {got}"
+
+
+def _misfit(path: tuple[str, ...], key: str, text: str, layers: Iterable[Layer]) -> str:
+    """What does not go together may have been set in different places: all of them are named."""
+    own = _origin((*path, key), layers)
+    others = [_origin((*path, other), layers) for other in ("first", "last") if other != key]
+    places = [str(one) for one in dict.fromkeys(others) if one not in (None, own) and one.kind != "argument"]
+    bound, bracket, got = text.partition(")")  # the first brackets have the values of the others
+    where = _where((*path, key), path, layers) if own else f"{'.'.join((*path, key))} (default)"
+    return f"{where}: {', '.join([bound, *places])}{bracket}{got}"
 
 
 def _show_url(value: object) -> str:

@@ -33,7 +33,7 @@ from ._failures import (
     unavailable,
 )
 from ._scripts import SCRIPTS, Scripts
-from ._url import connection_arguments, place
+from ._url import connection_arguments, place, unfit
 
 if TYPE_CHECKING:
     # sync-only: from collections.abc import Iterator
@@ -93,7 +93,7 @@ class OwnConnections:
         try:
             self._class(**arguments)
         except (TypeError, ValueError, redis_errors.RedisError) as error:
-            raise ConfigurationError(f"url: {self.where}: {error}") from None
+            raise ConfigurationError(f"url: {self.where}: {unfit(error)}") from None
 
     async def call(self, *command: Any) -> Any:
         connection = await self._take()
@@ -312,8 +312,11 @@ class AsyncRedisBackend(AsyncBackend):
         return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
 
     async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        counted = await self._in_parts("release", space, ports, lambda part: wire.release_args(holder, part))
-        return counted if isinstance(counted, Gone) else Released(counted)
+        replies = await self._in_parts("release", space, ports, lambda part: wire.release_args(holder, part))
+        if isinstance(replies, Gone):
+            return replies
+        revoked = tuple(port for reply in replies for port in reply.revoked)
+        return Released(sum(reply.count for reply in replies), revoked)
 
     async def mark_foreign(
         self,
@@ -329,8 +332,8 @@ class AsyncRedisBackend(AsyncBackend):
         def args(part: Sequence[Port]) -> list[Any]:
             return wire.foreign_args(holder, part, host, range, duration, most)
 
-        counted = await self._in_parts("foreign", space, ports, args)
-        return counted if isinstance(counted, Gone) else Marked(counted)
+        replies = await self._in_parts("foreign", space, ports, args)
+        return replies if isinstance(replies, Gone) else Marked(sum(reply.count for reply in replies))
 
     async def force(self, space: str, port: PortView) -> bool:
         reply = await self._run("force", wire.keys(space), wire.force_args(port))
@@ -430,16 +433,16 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def _in_parts(
         self, operation: str, space: str, ports: Sequence[Port], args: Callable[[Sequence[Port]], list[Any]]
-    ) -> int | Gone:
-        """Run an operation on ports, not too many at once: on how many it was done."""
-        count = 0
+    ) -> list[Any] | Gone:
+        """Run an operation on ports, not too many at once: the reply for each part."""
+        replies = []
         for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
             part = ports[start : start + wire.RELEASE_AT_ONCE]
             reply = wire.reply_of(await self._run(operation, wire.keys(space), args(part)))
             if isinstance(reply, Gone):
                 return reply
-            count += reply.count
-        return count
+            replies.append(reply)
+        return replies
 
     async def _run(self, operation: str, keys: tuple[str, ...], args: list[Any]) -> Any:
         script = getattr(self._scripts, operation)

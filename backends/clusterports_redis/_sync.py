@@ -35,7 +35,7 @@ from ._failures import (
     unavailable,
 )
 from ._scripts import SCRIPTS, Scripts
-from ._url import connection_arguments, place
+from ._url import connection_arguments, place, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +92,7 @@ class OwnConnections:
         try:
             self._class(**arguments)
         except (TypeError, ValueError, redis_errors.RedisError) as error:
-            raise ConfigurationError(f"url: {self.where}: {error}") from None
+            raise ConfigurationError(f"url: {self.where}: {unfit(error)}") from None
 
     def call(self, *command: Any) -> Any:
         connection = self._take()
@@ -306,8 +306,11 @@ class RedisBackend(Backend):
         return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
 
     def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        counted = self._in_parts("release", space, ports, lambda part: wire.release_args(holder, part))
-        return counted if isinstance(counted, Gone) else Released(counted)
+        replies = self._in_parts("release", space, ports, lambda part: wire.release_args(holder, part))
+        if isinstance(replies, Gone):
+            return replies
+        revoked = tuple(port for reply in replies for port in reply.revoked)
+        return Released(sum(reply.count for reply in replies), revoked)
 
     def mark_foreign(
         self,
@@ -323,8 +326,8 @@ class RedisBackend(Backend):
         def args(part: Sequence[Port]) -> list[Any]:
             return wire.foreign_args(holder, part, host, range, duration, most)
 
-        counted = self._in_parts("foreign", space, ports, args)
-        return counted if isinstance(counted, Gone) else Marked(counted)
+        replies = self._in_parts("foreign", space, ports, args)
+        return replies if isinstance(replies, Gone) else Marked(sum(reply.count for reply in replies))
 
     def force(self, space: str, port: PortView) -> bool:
         reply = self._run("force", wire.keys(space), wire.force_args(port))
@@ -425,16 +428,16 @@ class RedisBackend(Backend):
 
     def _in_parts(
         self, operation: str, space: str, ports: Sequence[Port], args: Callable[[Sequence[Port]], list[Any]]
-    ) -> int | Gone:
-        """Run an operation on ports, not too many at once: on how many it was done."""
-        count = 0
+    ) -> list[Any] | Gone:
+        """Run an operation on ports, not too many at once: the reply for each part."""
+        replies = []
         for start in range(0, len(ports) or 1, wire.RELEASE_AT_ONCE):
             part = ports[start : start + wire.RELEASE_AT_ONCE]
             reply = wire.reply_of(self._run(operation, wire.keys(space), args(part)))
             if isinstance(reply, Gone):
                 return reply
-            count += reply.count
-        return count
+            replies.append(reply)
+        return replies
 
     def _run(self, operation: str, keys: tuple[str, ...], args: list[Any]) -> Any:
         script = getattr(self._scripts, operation)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis.connection import parse_url
 
+from clusterports._text import show
 from clusterports.errors import ConfigurationError
 
-__all__ = ["connection_arguments", "place"]
+__all__ = ["connection_arguments", "place", "unfit"]
 
 _SPELLINGS: Final = {"valkey": "redis", "valkeys": "rediss", "valkey+unix": "unix", "redis+unix": "unix"}
+
+_NO_PLACE: Final = re.compile(r"[^\w.:\[\]/%~-]")
+"""What is in no host, port or database: an option begins there that lacks its question mark."""
+
+_NO_PATH: Final = re.compile(r"[&;,][^=&;,/]*=")
+"""The same for the path of a socket, in which nearly anything may be."""
+
+_UNKNOWN: Final = re.compile(r"unexpected keyword argument '(.+?)'(?:$|\. )")
+"""Python's own words."""
+
+_NO_PORT: Final = re.compile(r":(?!\d{1,5}(?:/|$))[^/\]]*(?=/|$)")
+"""A colon outside of brackets that no port follows: a password may have lost its ``@``."""
 
 
 def connection_arguments(url: str, socket_timeout: float) -> dict[str, Any]:
@@ -24,6 +38,9 @@ def connection_arguments(url: str, socket_timeout: float) -> dict[str, Any]:
     beyond = rest[_authority(rest) :]
     if "@" in beyond and not (scheme.endswith("unix") and "?" not in beyond):
         raise ConfigurationError(f"url: {where}: percent-encode the password (@ is %40, / is %2F, ? is %3F, # is %23)")
+    if _misplaced(scheme, _spot(rest)) is not None:
+        encode = "; in the path of a socket & is %26, ; is %3B, and , is %2C" if scheme.endswith("unix") else ""
+        raise ConfigurationError(f"url: {where}: only options may follow, which begin with ?, as in ?db=1{encode}")
     try:
         port = urlsplit(url).port
     except ValueError as error:  # whose text may show a piece of the password
@@ -60,10 +77,34 @@ def connection_arguments(url: str, socket_timeout: float) -> dict[str, Any]:
 def place(url: str) -> str:
     """The URL without user, password and options, for messages. What might be a password is left out."""
     scheme, _, rest = url.partition("://")
-    before_options = rest.replace("#", "?").partition("?")[0]
+    before_options = _before_options(rest)
     if "@" in rest[len(before_options) :]:
         return f"{scheme}://..."
-    return f"{scheme}://{before_options.rpartition('@')[2]}"
+    spot = _spot(rest)
+    spot = spot[: _misplaced(scheme, spot)]
+    return f"{scheme}://{spot if scheme.endswith('unix') else _NO_PORT.sub(':***', spot)}"
+
+
+def unfit(error: Exception) -> str:
+    """What a connection does not like about its arguments, in terms of the URL."""
+    found = _UNKNOWN.search(str(error))
+    if found is None:
+        return str(error)
+    return f"unknown parameter {show(found[1])}" + ("; it is for rediss://" if found[1].startswith("ssl_") else "")
+
+
+def _before_options(rest: str) -> str:
+    return rest.replace("#", "?").partition("?")[0]
+
+
+def _spot(rest: str) -> str:
+    return _before_options(rest).rpartition("@")[2]
+
+
+def _misplaced(scheme: str, spot: str) -> int | None:
+    """Where options begin that nothing would read as such; there may be a password among them."""
+    found = (_NO_PATH if scheme.endswith("unix") else _NO_PLACE).search(spot)
+    return None if found is None else found.start()
 
 
 def _authority(rest: str) -> int:

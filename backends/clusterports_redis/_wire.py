@@ -240,13 +240,15 @@ def _held(reply: list[Any]) -> Held:
     return Held(ports, len(ports) == PAGE)
 
 
-def _renewed(reply: list[Any]) -> Renewed:
+def _revoked(reply: list[Any]) -> tuple[Port, ...]:
+    if len(reply) < 3:
+        return ()
     revoked = []
-    for entry in reply[2].split(";") if len(reply) > 2 else ():
+    for entry in reply[2].split(";"):
         fence, _, name = entry.partition(" ")
         protocol, number = parse_member(name)
         revoked.append(Port(number, protocol, int(fence)))
-    return Renewed(bool(reply[1]), tuple(revoked))
+    return tuple(revoked)
 
 
 _STATES: Final[dict[str, Literal["held", "cooling", "foreign"]]] = {"h": "held", "c": "cooling", "f": "foreign"}
@@ -274,8 +276,8 @@ def port_view(name: str, record: str, clock: int, now: int) -> PortView:
 
 _REPLIES: Final = {
     "GRANTED": _granted,
-    "RELEASED": lambda reply: Released(int(reply[1])),
-    "RENEWED": _renewed,
+    "RELEASED": lambda reply: Released(int(reply[1]), _revoked(reply)),
+    "RENEWED": lambda reply: Renewed(bool(reply[1]), _revoked(reply)),
     "RECLAIMED": lambda reply: Reclaimed(bool(reply[1])),
     "CLOSED": lambda reply: Closed(bool(reply[1])),
     "FORCED": lambda reply: bool(reply[1]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from clusterports._text import printable, show
+from clusterports._text import printable, redact_url, show
 from clusterports.errors import ConfigurationError
 
 __all__ = ["file_of", "file_system", "is_network", "shown"]
@@ -41,6 +41,8 @@ def file_of(url: str, client: Any = None) -> str:
             raise ConfigurationError(
                 f"url: {_BOUND}, without {what} ({mark} in a name is %{ord(mark):X}); got {show(url)}"
             )
+    if redact_url(path) != path:  # a file of that name would show it
+        raise ConfigurationError(f"url: {_BOUND}, without a password (= in a name is %3D); got {show(url)}")
     if path == ":memory:":
         raise ConfigurationError(f"url: a store in memory is memory://; got {show(url)}")
     decoded = unquote_to_bytes(path)

@@ -288,6 +288,8 @@ class AsyncPortAllocator:
             if isinstance(reply, Granted):
                 if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
                     raise self._lost_error(lease, list(given))
+                if lease.forced and any(port._revoked for port in given):
+                    raise await self._robbed(lease, given)
                 return given if count > 1 else given[0]
         want = Want(self._ranges, range, host=at, protocol=protocol, owner=owner, labels=labels, **asked)
         taking = AsyncTaking(self, [want], seconds)
@@ -347,14 +349,18 @@ class AsyncPortAllocator:
         if isinstance(reply, Gone):
             self._gone(lease, reply)
             raise self._lost_error(lease, [allocation])
+        if reply.revoked:
+            allocation._revoked = True
+            raise self._forced_error(lease, [allocation])
 
     async def force_release(
         self, host: str, number: int, protocol: Protocol4 = "tcp", *, fence: int | None = None
     ) -> bool:
         """Take a port from whoever has it; for operators, where a job or its manager cannot do it any more.
 
-        A held port cools for the quarantine of its range, and its holder is told with its next heartbeat. A port that
-        cools, or is marked as foreign, is free at once. ``fence``: only if it is still this allocation of the port.
+        A held port cools, for the quarantine of its range or until its lease would have run out, and its holder is told
+        with its next heartbeat. A port that cools, or is marked as foreign, is free at once. ``fence``: only if it is
+        still this allocation of the port.
         False: the port is free.
 
         :raises PortInUse: the port has another fence by now; says who has it.
@@ -655,6 +661,13 @@ class AsyncPortAllocator:
             if self._on_lost is not None:
                 self._callbacks.call(self._on_lost, error)
 
+    async def _robbed(self, lease: HostLease, given: Sequence[HeldPort]) -> LeaseLost:
+        """Give back what is left of these, of which some were taken by force before they could be handed over."""
+        for port in given:
+            if not port._revoked:
+                await self.release(port)  # type: ignore[arg-type]
+        return self._forced_error(lease, [port for port in given if port._revoked])
+
     def _forced_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
         message = f"Taken by force from instance {self.instance!r} {where(lease.space)}: {_numbers(allocations)}"
         return LeaseLost(message, allocations=allocations, reason="revoked")
@@ -719,6 +732,8 @@ class AsyncPortAllocator:
             allocation._allocator = self
             given.append(allocation)
             lease.ports[port.fence] = allocation
+            if lease.forced:
+                lease.took(port.fence)
 
     def _would_be(self, plan: Plan, port: Port) -> AsyncAllocation:
         """For a dry run: an allocation that is not held."""

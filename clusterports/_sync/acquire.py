@@ -74,8 +74,12 @@ class Taking:
                 self._take(lease, spaces[space], reply)
                 lease = None
             for lease, _ in self._opened:
+                given = [port for want in self._wants for port in want.given]
                 if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
-                    raise self._allocator._lost_error(lease, [port for want in self._wants for port in want.given])
+                    raise self._allocator._lost_error(lease, given)
+                forced = [port for port in given if port._revoked]
+                if forced:
+                    raise self._allocator._forced_error(lease, forced)
         except ClusterPortsError as error:
             if isinstance(error, BackendError):
                 self._abandon(self._opened)

@@ -77,13 +77,15 @@ def check_seconds(text: str) -> float:
 def check_pairs(pairs: Sequence[str] | None) -> dict[str, str]:
     """The labels.
 
-    :raises ConfigurationError: when one is not KEY=VALUE, or too long.
+    :raises ConfigurationError: when one is not KEY=VALUE, or too long, or a key is there twice.
     """
     labels: dict[str, str] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise ConfigurationError(f"label: must be KEY=VALUE, got {show(pair)}")
+        if key in labels:
+            raise ConfigurationError(f"label: {show(key, 40)[1:-1]} is given twice")
         labels[key] = value
     return check_labels(labels)
 

@@ -53,12 +53,23 @@ class Plan(NamedTuple):
         """The host's name; "" for the cluster's space."""
         return space_host(self.space) if is_host_space(self.space) else ""
 
-    def carry_out(self, backend: Backend) -> None:
+    def carry_out(self, backend: Backend) -> Plan:
+        """What was done of it: somebody may have come in between."""
         if self.ended or self.freed or self.graced:
             while backend.reclaim(self.space).backlog:
                 pass
-        if self.remove:
-            backend.drop(self.space)
+        removed = self.remove and backend.drop(self.space)
+        (now,) = backend.read([self.space])
+        if isinstance(now, BackendError):
+            raise now
+        leases = {lease.lease: lease for lease in now.leases}
+        ports = {(port.fence, port.state) for port in now.ports}
+        return self._replace(
+            ended=tuple((lease, count) for lease, count in self.ended if lease.lease not in leases),
+            freed=tuple(port for port in self.freed if (port.fence, port.state) not in ports),
+            graced=tuple(lease for lease in self.graced if lease.lease in leases),
+            remove=removed,
+        )
 
     def lines(self) -> Iterator[str]:
         """What is done, for people."""
@@ -108,9 +119,7 @@ def gc(
             if isinstance(plan, BackendError):
                 failed.append(plan)
             elif any(plan.lines()):
-                done.append(plan)
-                if not dry_run:
-                    plan.carry_out(backend)
+                done.append(plan if dry_run else plan.carry_out(backend))
     if common.json:
         common.print_json({"dry_run": dry_run, "hosts": [plan.to_dict() for plan in done]})
     else:

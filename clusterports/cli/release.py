@@ -42,9 +42,9 @@ def release(
     Exits with 4 for what is gone: it ran out, was released before, or never was. On another host than the one where the
     ports are, name that with --host.
 
-    With --force it is for operators: shows who has a port, asks, and takes it away. A held port cools for the
-    quarantine of its range, in which its holder, who is told with its next heartbeat, has to stop using it. A port that
-    cools, or that is marked as foreign, is free at once.
+    With --force it is for operators: shows who has a port, asks, and takes it away. A held port cools, for the
+    quarantine of its range or until its lease would have run out, in which time its holder, who is told with its next
+    heartbeat, has to stop using it. A port that cools, or that is marked as foreign, is free at once.
 
     \b
     Examples:
@@ -212,7 +212,7 @@ def _show_taken(common: Common, host: str, port: PortView, free_in: float) -> No
             f"{name} is free now: it was {port.state}, {'seen' if port.state == 'foreign' else 'last held'} by {whose}"
         )
     elif free_in > 0:
-        text = f"{name} was taken from {whose}: it is free in {free_in:.1f} s, or at once with --force once more"
+        text = f"{name} was taken from {whose}: it is free in {free_in:.1f} s, when its holder has heard of it"
     else:
         text = f"{name} was taken from {whose}: it is free now"
     known = {"owner": port.owner, "instance": port.instance, "fence": port.fence, "free_in_s": round(free_in, 3)}

@@ -1269,7 +1269,7 @@ class _Conformance:
     # ------------------------------------------------------------ force
 
     def test_force(self, world: _World) -> None:
-        """A held port that an operator takes cools for its quarantine, and its holder's release is passed over."""
+        """A held port that an operator takes cools for its quarantine, and its holder's release is told so."""
         one, two = world.open("one"), world.open("two")
         port, kept = one.take(ask(10, 11, 2, owner="vm-1", labels={"a": "b"}, quarantine=LONG, cooldown=1))
         seen = world.port(10)
@@ -1278,12 +1278,23 @@ class _Conformance:
         assert exact(seen._replace(state="cooling", age=cooling.age, free_in=cooling.free_in)) == exact(cooling)
         assert cooling.free_in is not None
         assert LONG - 60 * SECOND < cooling.free_in <= LONG
-        assert exact(Released(0)) == exact(one.release(port))
         held = one.held()
         assert isinstance(held, Held)
         assert [11] == numbers(held.ports)
         assert isinstance(two.ask(one_port(10)), Full)
-        assert exact(Released(1)) == exact(one.release(kept))
+        assert exact(Released(0, (port,))) == exact(one.release(port))
+        assert exact(Released(1, (port,))) == exact(one.release(port, kept, port))
+        one.renew(heard=(port.fence,))
+        assert exact(Released(0)) == exact(one.release(port))
+
+    def test_force_lasts_as_long_as_the_lease(self, world: _World) -> None:
+        """Without a quarantine, a port that was taken cools until its lease would have run out."""
+        one = world.open(ttl=LONG)
+        one.take(ask(10, 10, quarantine=0))
+        assert world.force(10)
+        free_in = world.port(10).free_in
+        assert free_in is not None
+        assert LONG - 60 * SECOND < free_in <= LONG
 
     def test_force_is_told(self, world: _World) -> None:
         """Every heartbeat of the holder is told what was taken, and a successor's is, until one says that it heard."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from allocator.kit import BACKUP, HOST, Fault, Told, eventually, result
+import servers
+from allocator.kit import BACKUP, HOST, PATIENCE, Fault, Told, eventually, result
 
-from clusterports import BackendUnavailable, ConfigurationError, LeaseLost, PortInUse, PortRange
+from clusterports import BackendUnavailable, ConfigurationError, LeaseLost, PortAllocator, PortInUse, PortRange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from allocator.kit import Kit
 
 GATEWAY = PortRange("gateway", 20000, 20001, scope="cluster")
@@ -185,3 +189,84 @@ async def test_detach_outlives_the_process(memory_kit: Kit) -> None:
     await result(named.acquire("backup", host="other"))
     await eventually(3, lambda: len(opened))
     assert opened[2][0] is False
+
+
+def _between(backend: Any, kind: str, then: Callable[[], Any]) -> None:
+    """Let something happen between the next grant and its reply."""
+    step = backend.inner.acquire
+
+    async def late_async(*args: Any, **kwargs: Any) -> Any:
+        backend.inner.acquire = step
+        reply = await step(*args, **kwargs)
+        await then()
+        return reply
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        backend.inner.acquire = step
+        reply = step(*args, **kwargs)
+        then()
+        return reply
+
+    backend.inner.acquire = late_async if kind == "async" else late
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("wait", [0.0, 60.0], ids=["at once", "patient"])
+async def test_taken_before_the_reply(kit: Kit, count: int, wait: float) -> None:
+    """Who hears of the force before the reply to his acquire does not get the port, and keeps none of the others."""
+    backend = kit.flaky()
+    ports = kit.allocator(backend=backend, probe=False)
+    await result((await result(ports.acquire("backup", host="kvm-07", port=10810))).release())
+    operator = kit.allocator()
+
+    def force() -> Any:
+        async def asynchronous() -> None:
+            await operator.force_release(HOST, 10809)
+            await ports._renew_all()
+
+        if kit.kind == "async":
+            return asynchronous()
+        operator.force_release(HOST, 10809)
+        return ports._renew_all()
+
+    _between(backend, kit.kind, force)
+    with pytest.raises(LeaseLost, match=r"Taken by force from .*: 10809/tcp") as told:
+        await result(ports.acquire("backup", count=count, wait=wait))
+    assert ([10809], "revoked") == ([int(port) for port in told.value.allocations], told.value.reason)
+    assert [] == await result(ports.allocations())
+    assert {10809: "cooling"} == kit.ports()
+    again = await result(ports.acquire("backup"))
+    assert (10810, True) == (int(again), again.valid)
+
+
+def test_taken_while_it_is_probed(memory: servers.MemoryStore) -> None:
+    """A port that is taken while acquire still looks whether it is free is not handed out."""
+    told = threading.Event()
+
+    def probe(host: str, number: int, protocol: str) -> bool:
+        with memory.connect(virtual=True) as operator:
+            assert operator.force("host:kvm-07", servers.view(operator, "host:kvm-07").ports[0])
+        return told.wait(PATIENCE)
+
+    with (
+        memory.connect(virtual=True) as backend,
+        PortAllocator(backend=backend, host=HOST, ttl=0.4, probe=probe, on_lost=lambda _: told.set()) as ports,
+        pytest.raises(LeaseLost, match="Taken by force"),
+    ):
+        ports.acquire("backup")
+    assert told.is_set()
+
+
+async def test_released_before_it_is_told(kit: Kit) -> None:
+    """Who gives back a port that was taken from him meanwhile is told that it was not his any more."""
+    told = Told()
+    ports = kit.allocator(on_lost=told)
+    port = await result(ports.acquire("backup"))
+    await result(kit.allocator().force_release(HOST, 10809))
+    with pytest.raises(LeaseLost, match="Taken by force") as error:
+        await result(port.release())
+    assert [port] == error.value.allocations
+    await result(port.release())
+    assert await result(ports._renew_all())
+    assert [] == told.what
+    assert {10809: "cooling"} == kit.ports()

@@ -158,6 +158,21 @@ def test_json(memory: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"schema": 1, "dry_run": True, "hosts": [host]} == document
 
 
+def test_somebody_comes_between(memory: Any) -> None:
+    """What was not done after all is not said: a host that somebody opened stays, and so does a lease that lives on."""
+    with memory.connect(virtual=True) as backend:
+        lease(backend, "host:a", "one", ttl=SECOND)
+        memory.clock.advance(2)
+        plan = Plan.of(backend.read(["host:a"])[0])
+        assert 2 == len(list(plan.lines()))
+        take(backend, "host:a", lease(backend, "host:a", "two"), 1, 0)
+        assert [next(plan.lines())] == list(plan.carry_out(backend).lines())
+        seen = backend.read(["host:a"])[0]
+        plan = Plan.of(seen._replace(leases=tuple(one._replace(expires_in=0) for one in seen.leases)))
+        assert [] == list(plan.carry_out(backend).lines())
+        assert 1 == len(backend.read(["host:a"])[0].ports)
+
+
 class Damaged:
     """A store of two hosts, one of which cannot be read."""
 
@@ -174,7 +189,8 @@ class Damaged:
         return ["host:a", "host:b", "other"]
 
     def read(self, spaces: Sequence[str]) -> list[Any]:
-        return [BackendError("a: its data is damaged"), SpaceView("host:b", 1, (), ())]
+        views = {"host:a": BackendError("a: its data is damaged"), "host:b": SpaceView("host:b", 1, (), ())}
+        return [views[space] for space in spaces]
 
     def drop(self, space: str) -> bool:
         assert "host:b" == space

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from clusterports.abc import Protocol4
 
 SECOND = 1_000_000
+MINUTE = 60 * SECOND
 DAY = 86_400 * SECOND
 TTL = 30 * SECOND
 QUARANTINE = 15 * SECOND
@@ -1839,20 +1840,46 @@ class TestForce:
     """An operator takes a port from whoever has it; a holder learns of it."""
 
     def test_held(self, world: World) -> None:
-        """A held port cools for its quarantine from now on, whatever its cooldown, and is no longer its holder's."""
-        one = world.open(ttl=DAY)
-        one.take(ask(10, 11, 2, owner="vm-1", cooldown=DAY))
+        """A held port cools from now on, for its quarantine and not its cooldown, and is no longer its holder's."""
+        one = world.open(ttl=MINUTE)
+        one.take(ask(10, 11, 2, owner="vm-1", quarantine=2 * MINUTE, cooldown=DAY))
         world.wait(SECOND)
         seen = world.port(10)
         assert world.force(seen)
-        assert seen._replace(state="cooling", free_in=QUARANTINE) == world.port(10)
+        assert seen._replace(state="cooling", free_in=2 * MINUTE) == world.port(10)
         held = one.held()
         assert isinstance(held, Held)
         assert [11] == [port.number for port in held.ports]
-        world.wait(QUARANTINE - GRAIN)
-        assert {"tcp/00010": "cooling", "tcp/00011": "held"} == world.states()
-        world.wait(GRAIN)
+        for left in (4, 3, 2, 1):
+            assert {"tcp/00010": "cooling", "tcp/00011": "held"} == world.states(), left
+            world.wait(30 * SECOND)
+            assert isinstance(one.renew(), Renewed)
         assert {"tcp/00011": "held"} == world.states()
+
+    def test_until_the_holder_must_know(self, world: World) -> None:
+        """It cools until its lease would have run out, if that is later; that the lease is renewed changes nothing."""
+        one = world.open(ttl=MINUTE)
+        one.take(ask(10, 10, quarantine=SECOND))
+        world.wait(SECOND)
+        assert world.force(world.port(10))
+        assert MINUTE - SECOND == world.port(10).free_in
+        world.wait(SECOND)
+        assert isinstance(one.renew(), Renewed)
+        assert MINUTE - 2 * SECOND == world.port(10).free_in
+
+    def test_released_before_it_is_told(self, world: World) -> None:
+        """Who gives back ports that were taken meanwhile is told which, each once, until it has heard of them."""
+        one, two = world.open(), world.open("two")
+        first, second, third = one.take(ask(10, 12, 3))
+        (other,) = two.take(ask(20, 20))
+        for number in (11, 10, 20):
+            assert world.force(world.port(number))
+        assert Released(1, (first, second)) == one.release(first, third, second, first)
+        assert Released(0, (second,)) == one.release(second, second._replace(fence=first.fence), other)
+        one.renew(heard=(first.fence,))
+        assert Released(0, (second,)) == one.release(first, second)
+        one.renew(heard=(second.fence,))
+        assert Released(0) == one.release(first, second)
 
     @pytest.mark.parametrize("state", ["cooling", "foreign"])
     def test_not_held(self, world: World, state: str) -> None:
@@ -1930,9 +1957,10 @@ class TestForce:
         one = world.open()
         ports: list[Port] = []
         for _ in range(2):
-            ports += one.take(ask(10, 10, quarantine=0))
-            assert world.force(world.port(10))
-            world.wait(GRAIN)
+            ports += one.take(ask(10, 10))
+            for state in ("held", "cooling"):
+                assert state == world.port(10).state
+                assert world.force(world.port(10))
         assert Renewed(False, tuple(ports)) == one.renew()
 
     def test_others_are_not_told(self, world: World) -> None:
@@ -1968,12 +1996,12 @@ class TestForce:
         assert Renewed(False) == world.open().renew()
 
     def test_holder_comes_late(self, world: World) -> None:
-        """Whatever the holder does about a port that was taken from it is passed over."""
+        """Whatever the holder does about a port that was taken from it is passed over, and it is told."""
         one = world.open()
         (port,) = one.take(ask(10, 10))
         assert world.force(world.port(10))
         before = world.settled()
-        assert (Released(0), Marked(0)) == (one.release(port), one.mark(port))
+        assert (Released(0, (port,)), Marked(0)) == (one.release(port), one.mark(port))
         assert Renewed(False, (port,)) == one.renew(1)
         assert before == world.settled()
 
@@ -3037,12 +3065,13 @@ class SmallWorld(RuleBasedStateMachine):
             return
         port = data.draw(st.sampled_from(ports))
         before = self.world.states()
+        left = {lease.lease: lease.expires_in for lease in self.world.view().leases}
         if not self.world.force(port._replace(fence=port.fence + wrong)):
             assert (1, before) == (wrong, self.world.states())
         elif port.fence in held:
             told = self.believed[port.protocol, port.number]
             assert (port.fence, 0) == (told.port.fence, wrong)
-            self.close_until(told.port, self.clock + told.ask.quarantine)
+            self.close_until(told.port, self.clock + max(told.ask.quarantine, left[port.lease]))
         else:
             assert not wrong
             for kind in KINDS[port.protocol]:

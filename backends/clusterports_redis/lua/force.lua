@@ -1,8 +1,9 @@
 -- flags: allow-oom
 -- parts: clock space time
 -- reads: 'schema'
--- For operators: take a port that is still as it was seen. A held one cools for its quarantine, and its holder is told
--- with its next heartbeat; one that cools, or is marked as foreign, is free.
+-- For operators: take a port that is still as it was seen. A held one cools for its quarantine, or until its lease would
+-- run out if that is later, and its holder is told with its next heartbeat; one that cools, or is marked as foreign, is
+-- free.
 -- KEYS  see space.lua
 -- ARGV  1 port  2 its fence  3 its state: h, c or f
 -- Returns {'FORCED', 1, or 0 when it is not as it was}
@@ -15,7 +16,9 @@ local state, id, its_fence = match(record or '', '^(%l) (%d+) (%d+) ')
 local done = state == ARGV[3] and its_fence == ARGV[2]
 if done and state == 'h' then
   local told = call('HGET', STATE, 'revoked/' .. id)
-  space.cool(id, {name}, {record}, clock, 1)
+  local lease = space.lease(call('HGET', STATE, 'lease/' .. id)) or space.damaged('lease/' .. id)
+  local quarantine = tonumber(match(record, '^h %d+ %d+ %d+ (%d+)') or space.damaged('port ' .. name))
+  space.cool(id, {name}, {record}, math.max(clock, lease.expires - quarantine), 1)
   call('HSET', STATE, 'revoked/' .. id, (told and told .. ';' or '') .. its_fence .. ' ' .. name)
 elseif done then
   call('ZREM', DUE, name)
