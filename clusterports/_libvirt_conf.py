@@ -4,7 +4,8 @@ Grammar, bounds and words are those of libvirt's ``virconf.c`` and ``qemu_conf.c
 and a file on which it would not start is refused, with the line, the value and the bound added. Of a key that comes
 twice the first counts, as there. One thing is added to its checks: no port is above 65535 in a minimum either.
 
-Values of other keys are skipped, and never part of a message: the file may hold passwords of consoles.
+Values of other keys are skipped, and never part of a message: the file may hold passwords of consoles. Where a quote or
+the end of a line was forgotten, they look like a part of our own value, so no more than its first word is shown.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _COMMENT: Final = re.compile(r"#[^\r\n]*")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _NUMBER: Final = re.compile(r"([+-]?)([0-9]*)")
 _STRING: Final = re.compile(r'"""(.*?)"""|"(?!"")([^"\r\n]*)"|\'([^\'\r\n]*)\'', re.DOTALL)
+_WORD: Final = re.compile(r"""["']{0,3}([^\s;#,:=\[\]"']*)""")
+_ASSIGNED: Final = re.compile(r"[ \t]*[:=]")
 
 
 class Bound(NamedTuple):
@@ -84,7 +87,7 @@ def _unsigned(path: str, key: str, values: dict[str, _Value]) -> Bound | None:
         return None
     value, line = values[key]
     if not isinstance(value, int) or isinstance(value, _Negative):
-        _refuse(path, line, f"expected an unsigned integer for '{key}' parameter, got {show(value)}")
+        _refuse(path, line, f"expected an unsigned integer for '{key}' parameter, got {_shown(value)}")
     if value > UINT_MAX:
         _refuse(path, line, f"value for '{key}' parameter must be in range 0:{UINT_MAX}, got {show(value)}")
     return Bound(value, line)
@@ -111,6 +114,13 @@ def _check(path: str, name: str, first: Bound | None, last: Bound | None, defaul
         _refuse(path, first.line, f"{key}_min: min port must not be greater than {bound}; got {minimum}")
 
 
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        whole = _WORD.fullmatch(value)
+        return show(value) if whole and whole[1] == value else "a string"
+    return "a list" if isinstance(value, list) else show(value)
+
+
 def _refuse(path: str, line: int, message: str) -> NoReturn:
     raise ConfigurationError(f"{printable(path)}:{line}: {message}")
 
@@ -123,6 +133,7 @@ class _Reader:
         self.text = text
         self.at = 0
         self.name = ""
+        self.start: int | None = None  # of the value
         self._counted = (0, 1)  # up to where line ends were counted, and the line there
 
     def statements(self) -> Iterator[tuple[str, _Value]]:
@@ -141,6 +152,7 @@ class _Reader:
             if not self._eat("="):
                 self._fail("expecting an assignment")
             self._skip(_BLANKS)
+            self.start = self.at
             yield self.name, _Value(self._value(), line)
             self._skip(_BLANKS)
             self._skip(_COMMENT)
@@ -148,6 +160,7 @@ class _Reader:
                 self._fail("expecting a separator")
             self._eat(";")
             self.name = ""
+            self.start = None
 
     def _value(self) -> object:
         start = self._peek()
@@ -226,5 +239,16 @@ class _Reader:
         if self.name:
             message = f"{self.name}: {message}"
         if self.name in _OURS:
-            message += f", got {show(self.text[self.at :].partition(chr(10))[0].rstrip())}"
+            message += self._got()
         _refuse(self.path, self._line() if line is None else line, message)
+
+    def _got(self) -> str:
+        """The first word of the value, if it can be told from what follows it, and is no key of its own."""
+        start = self.at if self.start is None else self.start
+        if self.at > start and self.text[start] in "\"'[":
+            return ""
+        word = _WORD.match(self.text, start)
+        assert word is not None
+        if _ASSIGNED.match(self.text, word.end()) or (not word[0] and self.text[start : start + 1] not in "\r\n#"):
+            return ""
+        return f"{' after' if start < word.end() <= self.at else ', got'} {show(word[0])}"

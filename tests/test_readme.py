@@ -52,7 +52,8 @@ def test_console(session: str, valkey: ServerStore, tmp_path: Path) -> None:
     assert head == ""
     script = f"\necho '{MARK}'\n".join(part.partition("\n")[0] for part in parts)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(tmp_path), "LC_ALL": "C.UTF-8", "CLUSTERPORTS_HOST": "kvm-07"}
+    own = {"HOME": str(tmp_path), "STATE_DIRECTORY": str(tmp_path)}
+    environment = {"PATH": path, "LC_ALL": "C.UTF-8", "CLUSTERPORTS_HOST": "kvm-07"} | own
     result = subprocess.run(
         ["bash", "-u"], input=script.replace(URL, valkey.url), cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False, timeout=60,

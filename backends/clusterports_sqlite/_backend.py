@@ -10,7 +10,7 @@ from clusterports.abc import Backend, Capability, Opened, Watch
 from clusterports.errors import BackendError
 
 from ._file import File
-from ._process import Probe, boot_id, monotonic_us, this_process, wall_us
+from ._process import Probe, monotonic_us, this_process, wall_us
 from ._stored import Damaged, StoredSpace, Tie, is_empty, remove, wakes_of
 
 if TYPE_CHECKING:
@@ -76,9 +76,14 @@ class SqliteBackend(Backend):
     ) -> None:
         self.file = File(path, timeout)
         self.clock = clock
-        self.boot = boot_id() if boot is None else boot
+        self._boot = boot
         self._wall = wall
         self._alive = alive or Probe()
+
+    @property
+    def process(self) -> Process:
+        """The one we are."""
+        return this_process() if self._boot is None else this_process()._replace(boot=self._boot)
 
     # ---------------------------------------------------------------- steps
 
@@ -88,7 +93,7 @@ class SqliteBackend(Backend):
         def step(found: StoredSpace, now: int) -> Opened | Occupied:
             reply = found.open(now, instance, token, ttl, supersede)
             if isinstance(reply, Opened):
-                found.ties[reply.lease] = Tie(this_process(), bound)
+                found.ties[reply.lease] = Tie(self.process, bound)
                 found.touch(reply.lease)
             return reply
 
@@ -165,7 +170,7 @@ class SqliteBackend(Backend):
 
     def _read(self, space: str) -> SpaceView | BackendError:
         try:
-            return self._look(space, lambda found, now: found.shown(now, self.boot))
+            return self._look(space, lambda found, now: found.shown(now, self.process))
         except DamagedSpaceError as error:
             return error
 
@@ -186,7 +191,7 @@ class SqliteBackend(Backend):
 
     def overdue(self, space: str) -> tuple[int, int, bool]:
         """Leases that have run out, others whose process has ended, and whether there is nothing in the space."""
-        return self._look(space, lambda found, now: (*found.overdue(now), found.empty()))
+        return self._look(space, lambda found, now: (*found.overdue(now, self.process), found.empty()))
 
     def diagnose(self, *, repair: bool = False) -> Iterator[Finding]:
         from ._doctor import diagnose
@@ -202,7 +207,7 @@ class SqliteBackend(Backend):
         def work(db: sqlite3.Connection) -> T:
             space = self._find(db, name)
             now = self.clock()
-            space.bury_dead(now, self.boot)
+            space.bury_dead(now, self.process)
             space.touch(lease)
             reply = step(space, now)
             space.save(db)

@@ -130,10 +130,10 @@ def _inside(backend: SqliteBackend, repair: bool) -> Iterator[Finding]:
         yield Finding("integrity", "error", text, _FROM_NEW)
     else:
         yield Finding("integrity", "ok", "whole")
-    if backend.boot:
-        yield Finding("boot", "ok", backend.boot)
+    if boot := backend.process.boot:
+        yield Finding("boot", "ok", boot)
     else:
-        cure = "make /proc/sys/kernel/random/boot_id readable"
+        cure = "let /proc/sys/kernel/random/boot_id be that of the machine, and readable"
         yield Finding("boot", "warning", "not known, so a reboot does not end the leases at once", cure)
     if repair and not faults and (size := file.checkpoint()):
         yield Finding("journal", "ok", f"{size:,} bytes of it written back", mended=True)

@@ -1,14 +1,19 @@
 """The file: how it is made and opened, one transaction at a time, and what its errors mean.
 
-One connection for each object, one thread in it at a time. A connection does not survive a fork: the child makes its
-own, and the parent's is never touched there, not even to be closed, because that could remove what the parent needs.
+One connection for each object, one thread in it at a time. No connection is there during a fork: SQLite notes for the
+whole process which locks it has, and a child, which inherits the notes and not the locks, would be wrong about them,
+until somebody takes the journal away from under it. So a fork waits for the transactions of other threads that are
+under way (not for those that wait for their turn) and closes all connections; parent and child open new ones when they
+need them. What forks without Python's hooks (PyOS_BeforeFork) has to do so before the store is used.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import sqlite3
+import stat
 import threading
 import time
 from pathlib import Path
@@ -36,6 +41,15 @@ T = TypeVar("T")
 
 _files: WeakSet[File] = WeakSet()
 
+_forking = threading.RLock()
+"""Held by who forks: no file begins to be meanwhile."""
+
+_held: list[File] = []
+"""By who forks."""
+
+_left: list[sqlite3.Connection] = []
+"""Of files that nobody has closed, and nobody knows any more."""
+
 
 class File:
     """``timeout``: seconds that one call may wait for others."""
@@ -45,10 +59,17 @@ class File:
         self.timeout = timeout
         self.cache: dict[str, Any] = {}
         """What the owner knows of this very file; forgotten with the connection, and when a transaction fails."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._inside = False
         self._db: sqlite3.Connection | None = None
-        self._identity = (0, 0)
-        _files.add(self)
+        self._identity: tuple[int, int] | None = None
+        with _forking:
+            _files.add(self)
+
+    def __del__(self) -> None:
+        if self._db is not None:
+            _left.append(self._db)
+            _close_left()
 
     def write(self, work: Callable[[sqlite3.Connection], T], until: float | None = None) -> T:
         """Do all of it or nothing, with nobody else writing meanwhile. It is done again when others are in the way.
@@ -88,35 +109,56 @@ class File:
     def _run(self, work: Callable[[sqlite3.Connection], T], begin: str, until: float | None) -> T | None:
         if until is None:
             until = time.monotonic() + self.timeout
-        if not self._lock.acquire(timeout=max(0.0, until - time.monotonic())):
-            raise BackendUnavailable(f"Other threads used {self.shown} for more than {self.timeout:g} s")
-        try:
-            pause = 0.0002
-            while True:
+        pause = 0.0002
+        while True:
+            lock = self._enter(until)
+            try:
+                db = self._connection(create=begin != "BEGIN")
+                if db is None:
+                    return None
+                db.execute(begin)
                 try:
-                    db = self._connection(create=begin != "BEGIN")
-                    if db is None:
-                        return None
-                    db.execute(begin)
-                    try:
-                        result = work(db)
-                        db.execute("COMMIT")
-                    except BaseException:
-                        self.cache.clear()  # it may be ahead of the file
-                        raise
-                    return result
-                except sqlite3.Error as error:
-                    self._undo()
-                    left = until - time.monotonic()
-                    if not is_busy(error) or left <= 0:
-                        raise translate(error, self.path, self.timeout) from error
-                    time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
-                    pause = min(pause * 1.5, 0.01)
+                    result = work(db)
+                    db.execute("COMMIT")
                 except BaseException:
-                    self._undo()
+                    self.cache.clear()  # it may be ahead of the file
                     raise
-        finally:
-            self._lock.release()
+                return result
+            except sqlite3.Error as error:
+                left = until - time.monotonic()
+                again = is_busy(error) or self._is_another() or self._closed_by_fork(error)
+                self._undo()
+                if left <= 0 or not again or lock is not self._lock:
+                    raise translate(error, self.path, self.timeout) from error
+            except BaseException:
+                self._undo()
+                raise
+            finally:
+                self._inside = False
+                lock.release()
+            time.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # in nobody's way, also not in that of a fork
+            pause = min(pause * 1.5, 0.01)
+
+    def _enter(self, until: float) -> threading.RLock:
+        lock = self._lock  # a child has another one
+        if not lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise BackendUnavailable(f"Other threads used {self.shown} for more than {self.timeout:g} s")
+        if self._inside:
+            lock.release()
+            raise BackendUnavailable(f"This thread was interrupted while it used {self.shown}")
+        self._inside = True
+        return lock
+
+    def _is_another(self) -> bool:
+        """Whether somebody has taken away, or replaced, the file that we have opened."""
+        try:
+            return self._found() != self._identity
+        except BackendError:
+            return False
+
+    def _closed_by_fork(self, error: sqlite3.Error) -> bool:
+        """By a signal handler of this very thread, that is: others wait."""
+        return self._db is None and isinstance(error, sqlite3.ProgrammingError)
 
     def _undo(self) -> None:
         if self._db is not None and self._db.in_transaction:
@@ -133,32 +175,56 @@ class File:
 
     def _connection(self, *, create: bool) -> sqlite3.Connection | None:
         """None for a reader of a file that is not there. Whoever replaces the file is noticed."""
+        while True:  # what was opened may be another one than was found
+            found = self._found()
+            if self._db is not None and found == self._identity:
+                return self._db
+            self._close()
+            self._identity = found
+            if found is None:
+                if not create:
+                    return None
+                self._make()
+            elif not self._open(create=create):
+                return None
+
+    def _found(self) -> tuple[int, int] | None:
+        """Which file is at the path now."""
         try:
             now = os.stat(self.path)  # noqa: PTH116  # once for each transaction
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if self._db is not None:
-                self._close()
-            if not create:
-                if isinstance(error, NotADirectoryError):
-                    raise self._not_opened(error) from error
-                return None
-            self._make()
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise self._not_opened(error) from error
-        else:
-            if self._db is not None and (now.st_dev, now.st_ino) == self._identity:
-                return self._db
-        self._close()
-        return self._open(create=create)
+        return now.st_dev, now.st_ino
 
     def _make(self) -> None:
-        """An empty file. In a directory that is made for it, it is its owner's; else whose the umask says."""
-        parent = Path(self.path).parent
+        """An empty file. In a directory that is made for it, it is its owner's; else whose the umask says.
+
+        It is not opened: whoever closes a file gives up all locks that the process has on it, also another object's.
+        Who still works in a file that was taken away has its journal open: the new file must not share that.
+        """
+        path = os.path.realpath(self.path)  # it may be a link to a file that is still to be made
+        parent = Path(path).parent
         try:
             missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             for folder in reversed(missing):
                 folder.mkdir(0o700, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600 if missing else 0o666))
+            makers = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(makers, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
+                if self._found() is None:
+                    for suffix in ("-wal", "-shm"):
+                        Path(f"{path}{suffix}").unlink(missing_ok=True)
+                    os.mknod(path, stat.S_IFREG | (0o600 if missing else 0o666))
+            finally:
+                os.close(makers)
+        except FileExistsError:  # somebody else's, and no matter
+            pass
+        except BlockingIOError as error:
+            busy = sqlite3.OperationalError("somebody else makes a file in this directory")
+            busy.sqlite_errorname = "SQLITE_BUSY"
+            raise busy from error
         except OSError as error:
             raise self._not_opened(error) from error
 
@@ -166,14 +232,19 @@ class File:
         where = f" ({printable(repr(error.filename))})" if error.filename not in (None, self.path) else ""
         return BackendError(f"Unable to open {self.shown}: {error.strerror}{where}")
 
-    def _open(self, *, create: bool) -> sqlite3.Connection | None:
+    def _open(self, *, create: bool) -> bool:
+        """False when it is empty, and is not to be made."""
         uri = f"file:{quote(os.fsencode(self.path))}?mode=rw"
         db = sqlite3.connect(uri, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
+        self._db = db
         try:
-            if not self._is_ours(db):
+            db.execute("BEGIN")  # others may make the file meanwhile: we see all of that, or nothing
+            ours = self._is_ours(db)
+            db.execute("ROLLBACK")
+            if not ours:
                 if not create:
-                    db.close()
-                    return None
+                    self._close()
+                    return False
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("BEGIN IMMEDIATE")
                 if not self._is_ours(db):
@@ -185,19 +256,13 @@ class File:
             # After a power failure some commits may be missing, but every lease ended with the boot anyway.
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA cell_size_check = ON")
-            now = os.stat(self.path)  # noqa: PTH116
-        except BaseException as error:
-            db.close()
-            if isinstance(error, OSError):
-                raise self._not_opened(error) from error
+        except BaseException:
+            self._close()
             raise
-        self._identity = now.st_dev, now.st_ino
-        self._db = db
-        return db
+        return True
 
     def _is_ours(self, db: sqlite3.Connection) -> bool:
         """False for an empty file."""
-        # Looked at first: whoever makes the file meanwhile makes tables and application in one transaction.
         tables = db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -219,22 +284,46 @@ class File:
         if db is not None:
             db.close()
 
-    def _forked(self) -> None:
-        self._lock = threading.Lock()
-        self.cache.clear()
-        db, self._db = self._db, None
-        if db is not None:
-            import ctypes
+    # ---------------------------------------------------------------- forks
 
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))  # never finalized: that would close it
+    @staticmethod
+    def _before_fork() -> None:
+        _forking.acquire()
+        for file in list(_files):
+            file._lock.acquire()
+            _held.append(file)
+            file._close()
+        _close_left()
+
+    @staticmethod
+    def _after_in_parent() -> None:
+        while _held:
+            _held.pop()._lock.release()
+        _forking.release()
+        _close_left()
+
+    @staticmethod
+    def _after_in_child() -> None:
+        global _forking  # noqa: PLW0603
+        _forking = threading.RLock()
+        _held.clear()
+        for file in list(_files):
+            file._lock = threading.RLock()
+            file._inside = False
 
 
-def _after_fork() -> None:
-    for file in list(_files):
-        file._forked()
+def _close_left() -> None:
+    if _forking.acquire(blocking=False):  # or who forks does it: the thread may be one that this one waits for
+        try:
+            while _left:
+                _left.pop().close()
+        finally:
+            _forking.release()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=File._before_fork, after_in_parent=File._after_in_parent, after_in_child=File._after_in_child
+)
 
 
 # -------------------------------------------------------------------- errors

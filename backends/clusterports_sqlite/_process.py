@@ -14,11 +14,22 @@ LOOK_EVERY: Final = 0.1
 
 
 class Process(NamedTuple):
-    """``start``: in clock ticks since the boot; 0: not known. ``where``: the namespaces in which the numbers count."""
+    """``start``: in clock ticks since the boot; 0: not known. ``where``: the namespaces in which the numbers count.
+
+    ``boot``: names the boot since which it runs; "": not known.
+    """
 
     pid: int
     start: int
     where: str
+    boot: str
+
+    def ended_with_boot(self, now: Process) -> bool:
+        """Whether the machine was started anew between this process and the one of now.
+
+        Of other namespaces that cannot be told: a container may have been given a boot id of its own.
+        """
+        return bool(self.boot and now.boot) and self.boot != now.boot and self.where == now.where
 
 
 def _read(path: str) -> str:
@@ -36,13 +47,26 @@ def _clock_offset(offsets: str) -> int:
     return 0
 
 
-_OFFSET: Final = _clock_offset(_read("/proc/self/timens_offsets"))
+_self: Process | None = None
+
+_offset = 0
 """By how much a time namespace moves our clock away from the machine's."""
+
+
+def _begin() -> None:
+    """A child of a fork is another process, and may be in other namespaces, where it may even have the same number."""
+    global _offset, _self  # noqa: PLW0603
+    _self = None
+    _offset = _clock_offset(_read("/proc/self/timens_offsets"))
+
+
+_begin()
+os.register_at_fork(after_in_child=_begin)
 
 
 def monotonic_us() -> int:
     """The machine's own monotonic clock: one clock for all of its processes, also in containers."""
-    return time.monotonic_ns() // 1000 - _OFFSET
+    return time.monotonic_ns() // 1000 - _offset
 
 
 def wall_us() -> int:
@@ -50,19 +74,24 @@ def wall_us() -> int:
 
 
 def boot_id() -> str:
-    """Names the time since the machine was started; "" when it is not known."""
-    return _read("/proc/sys/kernel/random/boot_id").strip()
+    """Names the time since the machine was started; "" when it is not known.
 
-
-_self: Process | None = None
+    What a container has mounted there (systemd-nspawn, LXC) names the container's start, not the machine's.
+    """
+    path = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        mounted = path.stat().st_dev != path.parent.stat().st_dev
+    except OSError:
+        return ""
+    return "" if mounted else _read(str(path)).strip()
 
 
 def this_process() -> Process:
-    global _self  # noqa: PLW0603  # a child of a fork looks again
+    global _self  # noqa: PLW0603
     pid = os.getpid()
     if _self is None or _self.pid != pid:
         own, _, start, _ = _stat("self")
-        _self = Process(pid, start if own == pid else 0, " ".join(map(_namespace, ("pid", "time"))))
+        _self = Process(pid, start if own == pid else 0, " ".join(map(_namespace, ("pid", "time"))), boot_id())
     return _self
 
 

@@ -27,15 +27,15 @@ __all__ = ["TABLES", "Damaged", "StoredSpace", "Tie", "is_empty", "remove", "wak
 
 TABLES: Final = """
 CREATE TABLE space (
-    name TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, boot TEXT NOT NULL, seen INTEGER NOT NULL,
-    clock INTEGER NOT NULL, fence INTEGER NOT NULL, wakes INTEGER NOT NULL, logged INTEGER NOT NULL,
+    name TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, seen INTEGER NOT NULL,
+    clock INTEGER NOT NULL, fence INTEGER NOT NULL, wakes INTEGER NOT NULL,
     leases INTEGER NOT NULL, ports INTEGER NOT NULL, places INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE lease (
     space TEXT NOT NULL, id INTEGER NOT NULL, instance TEXT NOT NULL, named INTEGER NOT NULL,
     incarnation INTEGER NOT NULL, token TEXT NOT NULL, ttl INTEGER NOT NULL, nominal INTEGER NOT NULL,
     expires INTEGER NOT NULL, floor INTEGER NOT NULL, done TEXT NOT NULL, revoked TEXT NOT NULL, pid INTEGER NOT NULL,
-    start INTEGER NOT NULL, namespaces TEXT NOT NULL, bound INTEGER NOT NULL,
+    start INTEGER NOT NULL, namespaces TEXT NOT NULL, boot TEXT NOT NULL, bound INTEGER NOT NULL,
     PRIMARY KEY (space, id)
 ) WITHOUT ROWID;
 CREATE TABLE port (
@@ -57,12 +57,17 @@ CREATE TABLE change (
 ) WITHOUT ROWID;
 """
 """Lease ids, incarnations, fences and tickets of a space all come from its one fence. Times are on the clock of the
-space; but ``seen`` and ``since`` are on the machine's. ``change``: the ports that each version after ``logged``
-changed, so that a process that looked not long ago reads only those again.
+space; but ``seen`` and ``since`` are on the machine's. ``change``: the latest versions and the ports that each of them
+changed ("": none), so that a process that looked not long ago reads only those again.
 """
 
-LOGGED: Final = 100
-"""Versions whose changes are kept."""
+STEP: Final = 2**20
+"""The most by which a version grows, at random: two histories that part, because somebody puts an older copy in the
+place of the file, have no version in common afterwards.
+"""
+
+LOGGED: Final = 100 * STEP // 2
+"""How far back changes are kept: some 100 versions, and twice as many before they are thrown away."""
 
 MOST_LOGGED: Final = 1000
 """Ports that one version may change; with more, everybody reads all of them again."""
@@ -137,10 +142,8 @@ class StoredSpace(Space):
         self._queue = _Noting(self._touched.queue)
         self._last = _Noting(self._touched.last)
         self.ties: dict[int, Tie] = {}
-        self.boot = ""
         self.wakes = 0
         self.version = 0
-        self._logged = 0
         self._row: tuple[Any, ...] = ()
         self._lease_rows: dict[int, tuple[Any, ...]] = {}
 
@@ -149,43 +152,41 @@ class StoredSpace(Space):
 
     def _may_wait(self, lease: int) -> bool:
         tie = self.ties.get(lease)
-        return tie is not None and self._alive(tie.process) is True
+        return tie is not None and self._alive(tie.process) is not False
 
     # ---------------------------------------------------------------- deaths
 
-    def dead(self, boot: str) -> set[int]:
-        """The leases of those who cannot renew any more: all of a former boot, and those of dead processes."""
-        if boot and self.boot and self.boot != boot:
-            return set(self._leases)
+    def dead(self, us: Process) -> set[int]:
+        """The leases of those who cannot renew any more: all of a former boot, and those bound to dead processes."""
         return {
             id
-            for id, tie in self.ties.items()
-            if tie.bound and self._leases[id].expires > self._clock and self._alive(tie.process) is False
+            for id, (process, bound) in self.ties.items()
+            if self._leases[id].expires > self._clock
+            and (process.ended_with_boot(us) or (bound and self._alive(process) is False))
         }
 
-    def bury_dead(self, now: int, boot: str) -> None:
+    def bury_dead(self, now: int, us: Process) -> None:
         """End the leases of those who cannot renew any more."""
-        dead = self.dead(boot)
-        self.boot = boot or self.boot
+        dead = self.dead(us)
         if dead:
             self.bury(now, dead)
 
-    def shown(self, now: int, boot: str) -> SpaceView:
+    def shown(self, now: int, us: Process) -> SpaceView:
         """What anybody may see: a lease that the next step ends has run out."""
-        view, dead = self.view(now), self.dead(boot)
+        view, dead = self.view(now), self.dead(us)
         leases = (
             lease._replace(expires_in=min(0, lease.expires_in), grace=False) if lease.lease in dead else lease
             for lease in view.leases
         )
         return view._replace(leases=tuple(leases))
 
-    def overdue(self, now: int) -> tuple[int, int]:
+    def overdue(self, now: int, us: Process) -> tuple[int, int]:
         """Leases that have run out, and others whose process is known to be dead."""
         clock = self._clock_at(now)
         graced = {lease.id for lease in self._graced(now)}
         expired = {lease.id for lease in self._leases.values() if lease.expires <= clock and lease.id not in graced}
-        dead = {id for id, tie in self.ties.items() if id not in expired and self._alive(tie.process) is False}
-        return len(expired), len(dead)
+        dead = self.dead(us) | {id for id, tie in self.ties.items() if self._alive(tie.process) is False}
+        return len(expired), len(dead - expired)
 
     # ---------------------------------------------------------------- writing
 
@@ -214,26 +215,25 @@ class StoredSpace(Space):
         changed = self._save_leases(db, ids) | self._save_ports(db, ports) | self._save_places(db, places)
         last = [(name, range, self._last[range]) for range in touched.last]
         changed |= _write(db, "last", '"range"', last, [])
-        row = (self.boot, self._seen, self._clock, self._fence)
+        row = (self._seen, self._clock, self._fence)
         if changed or self.stirred or row != self._row:
             self._save_own(db, row, ports)
         self._clean()
 
     def _save_own(self, db: sqlite3.Connection, row: tuple[Any, ...], ports: set[str]) -> None:
-        version = self.version = self.version + 1
+        before = self.version
+        version = self.version = before + 1 + int.from_bytes(os.urandom(4)) % STEP
         self.wakes += self.stirred
         self.stirred = False
         self._row = row
-        if len(ports) > MOST_LOGGED or not self._logged:
-            self._logged = version
-        elif ports:
-            db.executemany("INSERT INTO change VALUES (?,?,?)", [(self.name, version, port) for port in ports])
-        if version - self._logged >= 2 * LOGGED:
-            self._logged = version - LOGGED
-            db.execute("DELETE FROM change WHERE space = ? AND version <= ?", (self.name, self._logged))
+        if len(ports) > MOST_LOGGED:
+            db.execute("DELETE FROM change WHERE space = ?", (self.name,))
+            ports = set()
+        elif before // LOGGED != version // LOGGED:
+            db.execute("DELETE FROM change WHERE space = ? AND version < ?", (self.name, version - LOGGED))
+        db.executemany("INSERT INTO change VALUES (?,?,?)", [(self.name, version, port) for port in ports or ("",)])
         sizes = len(self._leases), len(self._ports), len(self._queue)
-        values = (self.name, version, *row, self.wakes, self._logged, *sizes)
-        db.execute("REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)
+        db.execute("REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?)", (self.name, version, *row, self.wakes, *sizes))
 
     def _clean(self) -> None:
         for keys in vars(self._touched).values():
@@ -279,14 +279,14 @@ class StoredSpace(Space):
         return _write(db, "place", "ticket", put, gone)
 
     def _lease_row(self, lease: _Lease) -> tuple[Any, ...]:
-        (pid, start, where), bound = self.ties[lease.id]
+        (pid, start, where, boot), bound = self.ties[lease.id]
         done = [[number, _record(known)] for number, known in lease.done.items()]
         revoked = list(lease.revoked.values())
         return (
             *(self.name, lease.id, lease.instance, int(self._names.get(lease.instance) == lease.id)),
             *(lease.incarnation, lease.token, lease.ttl, lease.nominal, lease.expires),
             *(lease.floor, json.dumps(done) if done else "[]", json.dumps(revoked) if revoked else "[]"),
-            *(pid, start, where, int(bound)),
+            *(pid, start, where, boot, int(bound)),
         )
 
     # ---------------------------------------------------------------- reading
@@ -306,10 +306,10 @@ class StoredSpace(Space):
             return True
         before = self.version
         try:
-            _, version, _, _, _, _, _, logged, *_ = row
-            if before == version:
+            if before == row[1]:
                 return True
-            if before and not logged <= before < version:
+            logged = "SELECT 1 FROM change WHERE space = ? AND version = ? LIMIT 1"
+            if before and self._select(db, logged, before).fetchone() is None:
                 return False
             self._restore(db, row)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -325,9 +325,9 @@ class StoredSpace(Space):
 
     def _restore(self, db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         before = self.version
-        _, self.version, self.boot, self._seen, self._clock, self._fence, self.wakes, self._logged, *sizes = row
-        self._row = row[2:6]
-        if not (_are(int, *row[1:2], *row[3:]) and _are(str, self.boot)):
+        _, self.version, self._seen, self._clock, self._fence, self.wakes, *sizes = row
+        self._row = row[2:5]
+        if not _are(int, *row[1:]):
             raise Damaged("the row of the space")
         self._restore_leases(self._select(db, "SELECT * FROM lease WHERE space = ?").fetchall())
         self._restore_ports(db, before)
@@ -356,10 +356,10 @@ class StoredSpace(Space):
 
     def _restore_lease(self, row: tuple[Any, ...]) -> None:
         _, id, instance, named, incarnation, token, ttl, nominal, expires, floor, done, revoked, *tie = row
-        pid, start, where, bound = tie
+        pid, start, where, boot, bound = tie
         if not (
             _are(int, id, named, incarnation, ttl, nominal, expires, floor, pid, start, bound)
-            and _are(str, instance, token, done, revoked, where)
+            and _are(str, instance, token, done, revoked, where, boot)
             and 0 < id <= incarnation <= self._fence
             and ttl > 0
             and nominal <= expires
@@ -373,7 +373,7 @@ class StoredSpace(Space):
         lease.done = {number: _known(known) for number, known in json.loads(done)}
         lease.revoked = {port.fence: port for port in map(_port, json.loads(revoked))}
         self._put_due(f"lease/{id}", expires)
-        self.ties[id] = Tie(Process(pid, start, where), bool(bound))
+        self.ties[id] = Tie(Process(pid, start, where, boot), bool(bound))
         self._lease_rows[id] = row
 
     def _restore_places(self, rows: list[tuple[Any, ...]]) -> None:

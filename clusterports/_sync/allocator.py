@@ -159,7 +159,9 @@ class PortAllocator:
         self._elsewhere: set[str] = set()  # hosts where no port is probed
         self._sockets = probe if isinstance(probe, HeldSockets) else None
         self._warned: set[str] = set()
-        self._backend = backend or connect(given.url, timeout=given.timeout, client=client)
+        self._backend = backend or connect(
+            given.url, timeout=given.timeout, client=client, origin=given.origins()["url"]
+        )
         self._own_backend = backend is None
         self._named = given.instance is not None
         self._strict = given.strict

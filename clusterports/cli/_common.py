@@ -102,12 +102,13 @@ class Common:
         """
         from clusterports import _backends
 
-        backend = _backends.connect(settings.url, timeout=settings.timeout)
-        if Capability.PROCESSES not in backend.capabilities:
-            raise ConfigurationError(
-                "url: must be a store that several processes share, such as redis://host:6379/0; "
-                f"got {show(settings.url)}, which one process has to itself"
-            )
+        with _backends.set_in(settings.origins()["url"]):
+            backend = _backends.connect(settings.url, timeout=settings.timeout)
+            if Capability.PROCESSES not in backend.capabilities:
+                raise ConfigurationError(
+                    "url: must be a store that several processes share, such as redis://host:6379/0; "
+                    f"got {show(settings.url)}, which one process has to itself"
+                )
         return backend
 
     def warn(self, message: object) -> None:

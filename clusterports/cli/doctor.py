@@ -11,6 +11,7 @@ import typer
 from clusterports._requests import Ranges
 from clusterports._text import printable, redact_url
 from clusterports.abc import Finding
+from clusterports.errors import ConfigurationError
 from clusterports.probe import ephemeral_overlap, probe
 
 from ._common import Common
@@ -28,6 +29,9 @@ COLOURS = {"ok": "32", "warning": "33", "error": "31"}
 STORE = "store"
 """The check that says whether the store can be reached; without it nothing else can be said of it."""
 
+SETTINGS = "settings"
+"""The check that is there only when it fails: what is configured can never work."""
+
 
 def doctor(
     common: Common,
@@ -35,8 +39,8 @@ def doctor(
 ) -> None:
     """Find out what is wrong with the store, the ranges and this host, and how to cure it.
 
-    Each line is ok, warning or error. Exits with 5 when the store cannot be reached, with 1 when there is another
-    error, else with 0.
+    Each line is ok, warning or error. Exits with 2 when the settings are wrong, with 5 when the store cannot be
+    reached, with 1 when there is another error, else with 0.
 
     \b
     Examples:
@@ -57,7 +61,7 @@ def doctor(
         common.print_json({"findings": [finding._asdict() for finding in findings]})
     errors = [finding.check for finding in findings if finding.level == "error" and not finding.mended]
     if errors:
-        raise typer.Exit(5 if STORE in errors else 1)
+        raise typer.Exit(2 if SETTINGS in errors else 5 if STORE in errors else 1)
 
 
 def _lines(finding: Finding, common: Common) -> Iterator[str]:
@@ -73,11 +77,15 @@ def _lines(finding: Finding, common: Common) -> Iterator[str]:
 
 
 def _checks(common: Common, repair: bool) -> Iterator[Finding]:
-    settings = common.settings()
-    yield from _configuration(settings)
-    yield Finding("url", "ok", f"{redact_url(settings.url or '')}")
-    with common.backend(settings) as backend:
-        yield from backend.diagnose(repair=repair)
+    try:
+        settings = common.settings()
+        yield from _configuration(settings)
+        with common.backend(settings) as backend:
+            yield Finding("url", "ok", f"{redact_url(settings.url or '')}")
+            yield from backend.diagnose(repair=repair)
+    except ConfigurationError as error:
+        cure = "correct what is named here, and run this again: what follows from it was not looked at"
+        yield Finding(SETTINGS, "error", str(error), cure)
 
 
 def _configuration(settings: Settings) -> Iterator[Finding]:
@@ -86,7 +94,7 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
         name for name in ranges if any(origins[f"ranges.{name}.{key}"].kind != "default" for key in ("first", "last"))
     ]
     yield from _ranges(ranges, own)
-    yield from _ephemeral([ranges[name] for name in own])
+    yield from _ephemeral(ranges.values(), own)
     yield from _binds(ranges.values())
 
 
@@ -122,18 +130,32 @@ def _ranges(ranges: Mapping[str, PortRange], own: Sequence[str]) -> Iterator[Fin
         yield Finding("ranges", "ok", text)
 
 
-def _ephemeral(spans: Sequence[PortRange]) -> Iterator[Finding]:
-    check, clean = "ephemeral ports", True
-    for span in spans:
-        overlap = ephemeral_overlap(span.first, span.last)
-        if overlap is None:
+def _ephemeral(spans: Collection[PortRange], own: Sequence[str]) -> Iterator[Finding]:
+    """What the kernel may take. Of the defaults that is said, but is no warning: they may be of no matter here."""
+    check = "ephemeral ports"
+    overlaps = [(span, overlap) for span in spans if (overlap := ephemeral_overlap(span.first, span.last))]
+    for span, overlap in overlaps:
+        if span.name not in own:
             continue
-        clean = False
         text = f"the kernel gives {overlap.ports} of {span.name} to outgoing connections ({overlap.ephemeral})"
         cure = f"reserve them: {overlap.sysctl}" if overlap.sysctl else f"move ranges.{span.name} out of that span"
         yield Finding(check, "warning", text, cure)
-    if clean:
-        yield Finding(check, "ok", "the kernel gives none of the configured ranges to outgoing connections")
+    names = [span.name for span, _ in overlaps]
+    if not set(names) & set(own):
+        free, said = [span.name for span in spans if span.name not in names], []
+        if free:
+            said.append(f"the kernel gives no port of {_listed(free, 'or')} to outgoing connections")
+        if names:
+            verb = "overlaps" if len(names) == 1 else "overlap"
+            said.append(
+                f"of libvirt's default ranges, {_listed(names, 'and')} {verb} {overlaps[0][1].ephemeral}, "
+                "which matters where they are used"
+            )
+        yield Finding(check, "ok", "; ".join(said))
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    return f" {last} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _binds(spans: Collection[PortRange]) -> Iterator[Finding]:

@@ -182,6 +182,26 @@ async def test_status(memory_kit: Kit, ask: dict[str, Any]) -> None:
     assert [] == flaky.calls
 
 
+@pytest.mark.parametrize("kind", [PortAllocator, AsyncPortAllocator])
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://store:99999", "redis://store:99999: the port must be a number"),
+        ("http://store", "unknown scheme 'http'"),
+        ("sqlite://", "must be like sqlite:///"),
+    ],
+)
+def test_where_a_wrong_url_was_set(kind: Any, url: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the store finds wrong with its URL is told with the place that set it, unless that is the call."""
+    monkeypatch.setenv("CLUSTERPORTS_URL", url)
+    with pytest.raises(ConfigurationError) as caught:
+        kind()
+    assert str(caught.value).startswith(f"url (CLUSTERPORTS_URL): {told}")
+    with pytest.raises(ConfigurationError) as caught:
+        kind(url)
+    assert str(caught.value).startswith(f"url: {told}")
+
+
 def test_settings_and_arguments() -> None:
     """Settings can be handed over; an argument beside them counts more."""
     settings = Settings(url="memory://", host="a", instance="manager", ttl=7)

@@ -204,6 +204,7 @@ async def test_what_is_kept(kit: Kit) -> None:
         "owner": "vm-1",
         "labels": labels,
         "lease": port.lease,
+        "instance": "manager",
         "fence": port.fence,
         "free_in_s": None,
         "host": HOST,

@@ -32,7 +32,9 @@ class Command:
     def __init__(self, directory: Path, url: str | None) -> None:
         self.directory = directory
         self.environment = {name: text for name, text in os.environ.items() if not name.startswith("CLUSTERPORTS_")}
-        self.environment.pop("PYTHONUNBUFFERED", None)  # output that cannot be written is noticed late
+        # The first: output that cannot be written is noticed late. The others: pytest's workers inherit them.
+        for name in ("PYTHONUNBUFFERED", "COLUMNS", "LINES"):
+            self.environment.pop(name, None)
         self.environment |= {"HOME": str(directory), "XDG_CONFIG_HOME": str(directory), "CLUSTERPORTS_HOST": "h"}
         self.environment["STATE_DIRECTORY"] = str(directory)  # where the store of those is who configured none
         if url is not None:
@@ -105,6 +107,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for name in list(os.environ):
         if name.startswith("CLUSTERPORTS_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("COLUMNS", raising=False)
     for name in ("XDG_CONFIG_HOME", "STATE_DIRECTORY"):
         monkeypatch.setenv(name, str(tmp_path))
     logger = logging.getLogger("clusterports")

@@ -209,6 +209,8 @@ def test_control_characters(script: Main) -> None:
             ),
         ),
         (("--label", "x"), "label: must be KEY=VALUE, got 'x'"),
+        (("--label", "a=b", "--label", "a=c"), "label: a is given twice"),
+        (("--label", "a\x1b=b", "--label", "a\x1b=b"), "label: a\\x1b is given twice"),
         (("--instance", ""), f"instance: {NAME}, got ''"),
         (("--instance", "a\x1b[31m"), f"instance: {NAME}, got 'a\\x1b[31m'"),
         (("--host", "a\nb"), f"host: {NAME}, got 'a\\nb'"),

@@ -14,13 +14,14 @@ from clusterports.cli import doctor as module
 from clusterports.cli._common import Common
 from clusterports.cli.doctor import doctor
 from clusterports.probe import EphemeralOverlap, Verdict
+from clusterports.ranges import LIBVIRT_RANGES
 from clusterports.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cli.conftest import Command
+    from cli.conftest import Command, Main
 
 WELL = Finding("store", "ok", "in 0.1 ms")
 POOR = Finding("persistence", "warning", "nothing is kept over a restart", "set appendonly yes")
@@ -142,12 +143,62 @@ def test_ephemeral_ports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     (game,) = of(examined(capsys, patient(ranges=GAME))[1], "ephemeral ports")
     text = "the kernel gives 40000-40009 of game to outgoing connections (32768-60999)"
     assert ("warning", text, f"reserve them: {overlap.sysctl}") == (game.level, game.text, game.cure)
-    (default,) = of(examined(capsys, patient())[1], "ephemeral ports")
-    assert "ok" == default.level
 
     monkeypatch.setattr(module, "ephemeral_overlap", lambda first, last: overlap._replace(sysctl=None))
     (game,) = of(examined(capsys, patient(ranges=GAME))[1], "ephemeral ports")
     assert "move ranges.game out of that span" == game.cure
+
+
+CLEAN = "the kernel gives no port of {} to outgoing connections"
+USED = "of libvirt's default ranges, {} 32768-60999, which matters where they are used"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "overlapping", "text"),
+    [
+        (GAME, [], CLEAN.format("backup, display, game, migration or websocket")),
+        (
+            GAME,
+            ["display", "migration", "websocket"],
+            f"{CLEAN.format('backup or game')}; {USED.format('display, migration and websocket overlap')}",
+        ),
+        (
+            None,
+            ["display"],
+            f"{CLEAN.format('backup, migration or websocket')}; {USED.format('display overlaps')}",
+        ),
+        (
+            None,
+            ["backup", "display", "migration", "websocket"],
+            USED.format("backup, display, migration and websocket overlap"),
+        ),
+    ],
+)
+def test_ephemeral_ports_of_defaults(
+    ranges: dict[str, Any] | None,
+    overlapping: list[str],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A default range that the kernel takes ports from is no warning, but it is said."""
+    spans = {(span.first, span.last): span.name for span in LIBVIRT_RANGES}
+    overlap = EphemeralOverlap("49152", "32768-60999", None)
+    monkeypatch.setattr(
+        module, "ephemeral_overlap", lambda first, last: overlap if spans.get((first, last)) in overlapping else None
+    )
+    (well,) = of(examined(capsys, patient(ranges=ranges))[1], "ephemeral ports")
+    assert ("ok", text, "") == (well.level, well.text, well.cure)
+
+
+def test_a_default_beside_a_range_that_overlaps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a range that was set is warned of, no line says that all is well."""
+    overlap = EphemeralOverlap("40000-40009", "32768-60999", None)
+    monkeypatch.setattr(module, "ephemeral_overlap", lambda first, last: overlap)
+    found = of(examined(capsys, patient(ranges=GAME))[1], "ephemeral ports")
+    assert [("warning", True)] == [(one.level, " of game " in one.text) for one in found]
 
 
 @pytest.mark.parametrize(("state", "level"), [("free", "ok"), ("busy", "ok"), ("error", "warning")])
@@ -186,6 +237,38 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "store:" not in out
     assert "persistence" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "told", "others"),
+    [
+        ("ttl = 0", {}, "ttl (clusterports.toml:1): must be a number of seconds from 0.1 to 3600, got 0", False),
+        ("ttl = = 5", {}, "clusterports.toml: must be valid TOML in UTF-8: Invalid value (at line 1, column 7)", False),
+        ("", {"URL": "nonsense:s3cr3t"}, "url (CLUSTERPORTS_URL): must be a URL such as redis://host:6379/0 ", False),
+        ("", {"TTL": "0", "URL": "nonsense"}, "url (CLUSTERPORTS_URL): must be a URL such as ", False),
+        ("url = 'redsi://:s3cr3t@h'", {}, "url (clusterports.toml:1): unknown scheme 'redsi', must be one of ", True),
+        ("", {"URL": "redis://:s3cr3t@h:0"}, "url (CLUSTERPORTS_URL): redis://h:0: port 0 is not in 1-65535", True),
+        ("", {"URL": "memory://x"}, "url (CLUSTERPORTS_URL): must be a store that several processes share", True),
+    ],
+)
+def test_wrong_settings(
+    text: str, environment: dict[str, str], told: str, others: bool, main: Main, tmp_path: Path
+) -> None:
+    """What is configured wrongly is a finding like any other, code 2; what does not depend on it is looked at."""
+    (tmp_path / "clusterports.toml").write_text(text)
+    variables = {f"CLUSTERPORTS_{name}": value for name, value in environment.items()}
+    code, out, err = main("doctor", "--json", **variables)
+    *found, last = [Finding(**finding) for finding in json.loads(out)["findings"]]
+    assert (2, "") == (code, err)
+    assert (others, []) == (bool(found), [one for one in found if one.level != "ok" or one.check in ("url", "store")])
+    assert ("settings", "error", True) == (last.check, last.level, bool(last.cure))
+    assert last.text.startswith(told)
+    assert "s3cr3t" not in out
+
+    code, out, err = main("doctor", "--quiet", **variables)
+    assert (2, "") == (code, err)
+    assert out.startswith(f"error    settings: {told}")
+    assert "s3cr3t" not in out
 
 
 def test_store_that_is_away(bare: Command) -> None:

@@ -53,6 +53,7 @@ def test_version(main: Main) -> None:
         (("--port", "x"), "port: must be an integer from 1 to 65535, got 'x'"),
         (("--label", "x"), "label: must be KEY=VALUE, got 'x'"),
         (("--label", "=x"), "label: must be KEY=VALUE, got '=x'"),
+        (("--label", "a=b", "--label", "c=d", "--label", "a=b"), "label: a is given twice"),
         (("--config", "missing.toml"), "config: there is no file 'missing.toml'"),
         (
             ("--url", "memory://x"),
@@ -102,6 +103,37 @@ def test_unknown_range(arguments: tuple[str, ...], bare: Command) -> None:
     ) == done.stderr
 
 
+WRONG_URLS = [
+    ("redis://h:99999", "redis://h:99999: the port must be a number from 1 to 65535"),
+    ("redis://h/zero", "redis://h/zero: database 'zero' is not a number"),
+    ("redis://h?foo=bar", "redis://h: unknown parameter 'foo'"),
+    ("sqlite://", "must be like sqlite:///relative/path.db or sqlite:////absolute/path.db, and names no file; got "),
+    ("http://h", "unknown scheme 'http', must be one of "),
+    ("memory://x", "must be a store that several processes share, such as redis://host:6379/0; got 'memory://x'"),
+]
+
+
+@pytest.mark.parametrize(("url", "told"), WRONG_URLS)
+@pytest.mark.parametrize("arguments", [("status",), ("acquire",)])
+def test_where_a_wrong_url_was_set(arguments: tuple[str, ...], url: str, told: str, main: Main) -> None:
+    """What only the store finds wrong with its URL is told with the variable or the line that set it."""
+    Path("clusterports.toml").write_text(f"\nurl = '{url}'")
+    for place, environment in (("clusterports.toml:2", {}), ("CLUSTERPORTS_URL", {"CLUSTERPORTS_URL": url})):
+        code, out, err = main(*arguments, **environment)
+
+        assert (2, "") == (code, out)
+        assert err.startswith(f"clusterports: url ({place}): {told}")
+
+
+@pytest.mark.parametrize(("url", "told"), WRONG_URLS)
+def test_a_wrong_url_as_an_argument(url: str, told: str, main: Main) -> None:
+    """One on the command line needs no place."""
+    code, out, err = main("status", "--url", url)
+
+    assert (2, "") == (code, out)
+    assert err.startswith(f"clusterports: url: {told}")
+
+
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
 def test_no_home(home: str | None, bare: Command) -> None:
     """Who has no home directory does without it, when the store is elsewhere."""
@@ -119,7 +151,7 @@ def test_unknown_scheme(arguments: tuple[str, ...], main: Main) -> None:
     code, _, err = main(*arguments, CLUSTERPORTS_URL="redsi://:secret@x")
 
     assert 2 == code
-    assert "url: unknown scheme 'redsi', must be one of " in err
+    assert "url (CLUSTERPORTS_URL): unknown scheme 'redsi', must be one of " in err
     assert "did you mean 'redis'?" in err
     assert "secret" not in err
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LocalModel(MemorySpaces):
-    """The state machine as it is for those who cannot be cut off; with ``patient``, for those known to be alive."""
+    """The state machine as it is for those who cannot be cut off; with ``patient``, for those who may be alive."""
 
     def __init__(self, clock: Callable[[], int], *, patient: bool) -> None:
         super().__init__(clock)
@@ -43,7 +43,7 @@ class LocalModel(MemorySpaces):
 class SqlitePlayer(Player):
     def __init__(self, store: servers.SqliteStore, *, patient: bool) -> None:
         def alive(process: Process) -> bool | None:
-            return True if patient else None
+            return None if patient else False
 
         super().__init__(None)
         store.flush()

@@ -135,17 +135,17 @@ MAX = "must be between the minimal port"
         ("backup_port_min = -1", "1: expected an unsigned integer for 'backup_port_min' parameter, got -1"),
         ("backup_port_min = -0", "1: expected an unsigned integer for 'backup_port_min' parameter, got 0"),
         ('backup_port_max = "20"', "1: expected an unsigned integer for 'backup_port_max' parameter, got '20'"),
-        ("backup_port_max = [\n1]", "1: expected an unsigned integer for 'backup_port_max' parameter, got [1]"),
-        ("backup_port_min = abc # x", "1: backup_port_min: expecting a value, got 'abc # x'"),
-        ("backup_port_min = 1O809", "1: backup_port_min: expecting a separator, got 'O809'"),
-        ("backup_port_min = 10.5", "1: backup_port_min: expecting a separator, got '.5'"),
-        ("backup_port_min = 10809 10810", "1: backup_port_min: expecting a separator, got '10810'"),
+        ("backup_port_max = [\n1]", "1: expected an unsigned integer for 'backup_port_max' parameter, got a list"),
+        ("backup_port_min = abc # x", "1: backup_port_min: expecting a value, got 'abc'"),
+        ("backup_port_min = 1O809", "1: backup_port_min: expecting a separator, got '1O809'"),
+        ("backup_port_min = 10.5", "1: backup_port_min: expecting a separator, got '10.5'"),
+        ("backup_port_min = 10809 10810", "1: backup_port_min: expecting a separator after '10809'"),
         ("#\nbackup_port_min =", "2: backup_port_min: expecting a value, got ''"),
         ("backup_port_min =\n10809", "1: backup_port_min: expecting a value, got ''"),
         ("backup_port_min = -", "1: backup_port_min: unterminated number, got '-'"),
         ("backup_port_min", "1: backup_port_min: expecting an assignment, got ''"),
         ("backup_port_min 10809", "1: backup_port_min: expecting an assignment, got '10809'"),
-        ("backup_port_min = '\x1b[31m", '1: backup_port_min: unterminated string, got "\'\\x1b[31m"'),
+        ("backup_port_min = '\x1b(31m", '1: backup_port_min: unterminated string, got "\'\\x1b(31m"'),
         ("= 5", "1: expecting a name"),
         ("a = 1;;", "1: expecting a name"),
         ("\n[section]", "2: expecting a name"),
@@ -172,6 +172,39 @@ def test_refused(text: str, message: str) -> None:
 def test_secrets_of_others(wrong: str) -> None:
     """The password of a console in a broken line is not shown."""
     assert "cret" not in refusal(f"vnc_password = {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ('= 5 vnc_password = "cret"', "1: backup_port_min: expecting a separator after '5'"),
+        ("= 5, 'cret'", "1: backup_port_min: expecting a separator after '5'"),
+        ('= 5"cret"', "1: backup_port_min: expecting a separator after '5'"),
+        ("= 5=cret", "1: backup_port_min: expecting a separator"),
+        ("= vnc_password = cret", "1: backup_port_min: expecting a value"),
+        ("= vnc_password='cret'", "1: backup_port_min: expecting a value"),
+        ("= vnc_password:cret", "1: backup_port_min: expecting a value"),
+        ("= -vnc_password=cret", "1: backup_port_min: unterminated number"),
+        ("= = cret", "1: backup_port_min: expecting a value"),
+        ("= 'x' vnc_password = cret", "1: backup_port_min: expecting a separator"),
+        ('= "x vnc_password = cret', "1: backup_port_min: unterminated string, got '\"x'"),
+        ('= "vnc_password = cret', "1: backup_port_min: unterminated string"),
+        (' vnc_password = "cret"', "1: backup_port_min: expecting an assignment"),
+        ("= [1, vnc_password = 'cret']", "1: backup_port_min: expecting a value"),
+        ("= [\n\nvnc_password = 'cret'", "3: backup_port_min: expecting a value"),
+        ("= [1 'cret']", "1: backup_port_min: expecting a separator in list"),
+        ("= ['cret'", "1: backup_port_min: list is not closed with ]"),
+        ("= ['cret']", "1: expected an unsigned integer for 'backup_port_min' parameter, got a list"),
+        ("= '5; vnc_password = cret'", "1: expected an unsigned integer for 'backup_port_min' parameter, got a string"),
+        (
+            '= """5\nvnc_password = cret"""',
+            "1: expected an unsigned integer for 'backup_port_min' parameter, got a string",
+        ),
+    ],
+)
+def test_secrets_after_our_own_keys(wrong: str, told: str) -> None:
+    """Of a broken line no more is shown than the first word of the value, and no word that is another key."""
+    assert f"q.conf:{told}" == refusal(f"backup_port_min {wrong}")
 
 
 def test_one_port() -> None:

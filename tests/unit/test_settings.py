@@ -235,7 +235,11 @@ def test_probe(value: str, probe: bool, monkeypatch: pytest.MonkeyPatch) -> None
         ({"ranges": {"backup": {"last": 65536}}}, f"ranges.backup.last: {PORT}, got 65536"),
         ({"ranges": {"backup": {"last": 10809.5}}}, f"ranges.backup.last: {PORT}, got 10809.5"),
         ({"ranges": {"backup": {"last": True}}}, f"ranges.backup.last: {PORT}, got True"),
-        ({"ranges": {"backup": {"last": 10808}}}, "ranges.backup.first: must be at most last (10808), got 10809"),
+        (
+            {"ranges": {"backup": {"last": 10808}}},
+            "ranges.backup.first (default): must be at most last (10808), got 10809",
+        ),
+        ({"ranges": {"x": {"first": 2, "last": 1}}}, "ranges.x.first: must be at most last (1), got 2"),
         (
             {"ranges": {"backup": {"quarantine": -1}}},
             "ranges.backup.quarantine: must be a number of seconds from 0 to 3600, got -1",
@@ -390,7 +394,11 @@ def test_other_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "[ranges.backup]\nlast = 5",
-            "ranges.backup.first (clusterports.toml:1): must be at most last (5), got 10809",
+            "ranges.backup.first (default): must be at most last (5, clusterports.toml:2), got 10809",
+        ),
+        (
+            "ranges.backup = {first = 3, last = 2}",
+            "ranges.backup.first (clusterports.toml:1): must be at most last (2), got 3",
         ),
         ("ranges.backup.last = 0", f"ranges.backup.last (clusterports.toml:1): {PORT}, got 0"),
         ("ranges = {backup = {last = 0}}", f"ranges.backup.last (clusterports.toml:1): {PORT}, got 0"),
@@ -427,6 +435,50 @@ def test_half_written_file(text: str, place: str) -> None:
 
     assert message.startswith("clusterports.toml: must be valid TOML in UTF-8: ")
     assert message.endswith(f" ({place})")
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "message"),
+    [
+        (
+            "[ranges.backup]\nfirst = 10\nlast = 20",
+            {"LAST": "9"},
+            "first (clusterports.toml:2): must be at most last (9, CLUSTERPORTS_RANGES__BACKUP__LAST), got 10",
+        ),
+        (
+            "[ranges.backup]\nfirst = 10\nlast = 20",
+            {"FIRST": "21"},
+            "first (CLUSTERPORTS_RANGES__BACKUP__FIRST): must be at most last (20, clusterports.toml:3), got 21",
+        ),
+        (
+            "[ranges.backup]\nlast = 10810",
+            {"STATIC_BAND": "2"},
+            (f"static_band (CLUSTERPORTS_RANGES__BACKUP__STATIC_BAND): {BAND} (2, clusterports.toml:2), got 2"),
+        ),
+        (
+            "",
+            {"": '{"first": 10, "last": 20}', "STATIC_BAND": "11"},
+            f"static_band (CLUSTERPORTS_RANGES__BACKUP__STATIC_BAND): {BAND} (11, CLUSTERPORTS_RANGES__BACKUP), got 11",
+        ),
+        (
+            "[ranges.backup]\nexclude = [10820]\nfirst = 10811",
+            {"LAST": "10819"},
+            (
+                "exclude (clusterports.toml:2): must be numbers of the range "
+                "(10811-10819, clusterports.toml:3, CLUSTERPORTS_RANGES__BACKUP__LAST), got 10820"
+            ),
+        ),
+    ],
+)
+def test_what_does_not_go_together(
+    text: str, variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of values that do not go together each is told with the place where it was set."""
+    in_directory(text)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"CLUSTERPORTS_RANGES__BACKUP__{name}".removesuffix("__"), value)
+
+    assert f"ranges.backup.{message}" == refusal()
 
 
 def test_everything_at_once() -> None:
@@ -576,6 +628,12 @@ def test_passwords_do_not_show() -> None:
         ("redis://u:secret@h/0 x", "'redis://u:***@h/0 x'"),
         ("redis://h/0?passwd=secret x", "'redis://h/0?passwd=***'"),
         ("h:6379?passwd=secret", "'h:6379?passwd=***'"),
+        ("redis://h:6379/0&password=secret x", "'redis://h:6379/0&password=***'"),
+        ("redis://h:6379/0;pw=secret x", "'redis://h:6379/0;pw=***'"),
+        ("redis://h:6379,password=secret x", "'redis://h:***'"),
+        ("unix:///run/s.sock&auth=secret x", "'unix:///run/s.sock&auth=***'"),
+        ("sqlite:///password=secret x", "'sqlite:///password=***'"),
+        ("sqlite://password=secret x", "'sqlite://password=***'"),
         ("redis:/u:secret@h", "'redis:***@h'"),
         (":secret", "':***'"),
         ("redis://:sec ret", "'redis://:***'"),
@@ -779,11 +837,13 @@ def test_libvirt_conf_that_is_wrong_and_overridden() -> None:
 
 
 def test_libvirt_conf_and_a_range_that_does_not_fit() -> None:
-    """Where two layers together are wrong, the line of libvirt's file is named."""
+    """Where two layers together are wrong, the line of libvirt's file is named, and what it does not go with."""
     libvirt()
     in_directory("libvirt_conf = 'qemu.conf'\n[ranges.backup]\nlast = 10900")
 
-    assert "ranges.backup.first (qemu.conf:3): must be at most last (10900), got 20000" == refusal()
+    assert (
+        "ranges.backup.first (qemu.conf:3): must be at most last (10900, clusterports.toml:3), got 20000" == refusal()
+    )
 
 
 def test_libvirt_conf_that_cannot_be_read(work: Path) -> None:

@@ -64,7 +64,7 @@ class Life:
         self.answer = answer
 
     def __call__(self, process: Process) -> bool | None:
-        assert process == this_process()
+        assert process == this_process()._replace(boot=process.boot)
         return self.answer
 
 
@@ -205,22 +205,28 @@ def test_deaths_are_shown(sqlite: servers.SqliteStore) -> None:
             assert [-1_000_000, -1_000_000] == left(backend)
 
 
-@pytest.mark.parametrize(("bound", "answer"), [(False, False), (True, None)], ids=["not bound", "not known"])
-def test_in_their_time(sqlite: servers.SqliteStore, bound: bool, answer: bool | None) -> None:
-    """A holder who may come back, or of whom nothing is known, has its TTL; and not a moment more."""
+@pytest.mark.parametrize(
+    ("bound", "answer", "visits"),
+    [(False, False, (29.9, 0.1)), (True, None, (9.9, 10, 9.9, 0.2)), (True, True, (9.9, 10, 9.9, 0.2))],
+    ids=["not bound", "not known", "alive"],
+)
+def test_in_their_time(
+    sqlite: servers.SqliteStore, bound: bool, answer: bool | None, visits: tuple[float, ...]
+) -> None:
+    """A holder who may come back, or who does not renew though others visit, has its TTL; and not a moment more."""
     with sqlite.connect(virtual=True, alive=Life(answer)) as backend:
         hold(backend, bound=bound)
-        sqlite.clock.advance(29.9)
-        backend.reclaim(SPACE)
-        assert {1: "held"} == states(backend)
-        sqlite.clock.advance(0.1)
-        backend.reclaim(SPACE)
+        for seconds in visits:
+            assert {1: "held"} == states(backend)
+            sqlite.clock.advance(seconds)
+            backend.reclaim(SPACE)
         assert ({1: "cooling"}, [15]) == (states(backend), cooling(backend))
 
 
-def test_grace(sqlite: servers.SqliteStore) -> None:
-    """A holder that is alive was kept from renewing by the store: it gets a full TTL to do so, once, and it shows."""
-    with sqlite.connect(virtual=True, alive=Life()) as backend:
+@pytest.mark.parametrize("answer", [True, None], ids=["alive", "not known"])
+def test_grace(sqlite: servers.SqliteStore, answer: bool | None) -> None:
+    """A holder that may be alive was kept from renewing by the store: it gets a full TTL for that, once; it shows."""
+    with sqlite.connect(virtual=True, alive=Life(answer)) as backend:
         holder = hold(backend)
         sqlite.clock.advance(100)
         (view,) = backend.read([SPACE])
@@ -292,6 +298,55 @@ def test_reboot(sqlite: servers.SqliteStore, later: float) -> None:
         assert Renewed(False) == outcome
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_boot_id_of_a_container(sqlite: servers.SqliteStore, monkeypatch: pytest.MonkeyPatch, bound: bool) -> None:
+    """A container that was given a boot id of its own ends no lease of its host, nor of another one, nor do they end
+    its; after the machine's reboot only the leases of the same namespaces are known to have ended."""
+    machine = Process(1234, 99, "pid:[1] time:[1]", "machine")
+    first = Process(1, 100, "pid:[2] time:[1]", "made up")
+    second = Process(1, 101, "pid:[3] time:[1]", "made up as well")
+    with sqlite.connect(virtual=True) as backend:
+        holders = []
+        for number, process in enumerate((machine, first, second), 1):
+            monkeypatch.setattr("clusterports_sqlite._backend.this_process", lambda process=process: process)
+            holders.append(hold(backend, f"i{number}", bound=bound, number=number))
+        renewals = [Renewal(SPACE, holder) for holder in holders]
+        for process in (machine, first, second):
+            monkeypatch.setattr("clusterports_sqlite._backend.this_process", lambda process=process: process)
+            assert [TTL] * 3 == left(backend)
+            assert [Renewed(False)] * 3 == backend.renew(renewals)
+
+        rebooted = machine._replace(pid=77, boot="machine, later")
+        monkeypatch.setattr("clusterports_sqlite._backend.this_process", lambda: rebooted)
+        assert [0, TTL, TTL] == left(backend)
+        assert (0, 1, False) == backend.overdue(SPACE)
+        assert [Gone("expired"), Renewed(False), Renewed(False)] == backend.renew(renewals)
+        assert {1: "cooling", 2: "held", 3: "held"} == states(backend)
+
+
+def test_made_up_boot_id(tmp_path: Path) -> None:
+    """What is mounted over the machine's boot id, as systemd-nspawn does, is not taken for it."""
+    (tmp_path / "id").write_text("11111111-2222-3333-4444-555555555555\n", encoding="ascii")
+    script = 'id=/proc/sys/kernel/random/boot_id; mount --bind "$1" $id && cat $id && exec "$2" -c "$3"'
+    code = "from clusterports_sqlite._process import boot_id; print(repr(boot_id()))"
+    command = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(tmp_path / "id"),
+        sys.executable,
+        code,
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not ran.stdout:
+        pytest.skip(f"no mount namespaces here: {ran.stderr.strip()}")
+    assert "11111111-2222-3333-4444-555555555555\n''\n" == ran.stdout
+
+
 @pytest.mark.parametrize(("before", "after"), [("", "known"), ("known", ""), ("", "")])
 def test_boot_not_known(sqlite: servers.SqliteStore, before: str, after: str) -> None:
     """Who does not know the boot ends no lease."""
@@ -325,6 +380,30 @@ def test_time_namespace() -> None:
     if ran.returncode:
         pytest.skip(f"no time namespaces here: {ran.stderr.strip()}")
     assert before <= int(ran.stdout) <= monotonic_us()
+
+
+def test_forked_into_other_namespaces() -> None:
+    """A child of a fork looks anew who it is and what time it is: it may have its parent's number, and be elsewhere."""
+    code = """
+import ctypes, os, pathlib
+from clusterports_sqlite._process import Probe, this_process, monotonic_us
+ours, before = this_process(), monotonic_us()
+assert ctypes.CDLL(None).unshare(0x20000000 | 0x80) == 0
+pathlib.Path("/proc/self/timens_offsets").write_text("monotonic 5000 0")
+pid = os.fork()
+if pid == 0:
+    theirs, passed = this_process(), monotonic_us() - before
+    print(ours.pid, theirs.pid, ours.where != theirs.where, Probe()(ours), 0 <= passed < 1e9, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+assert (ours, True) == (this_process(), Probe()(ours))
+"""
+    options = ["--map-root-user", "--pid", "--time", "--fork", "--mount-proc"]
+    if (tried := subprocess.run(["unshare", *options, "true"], capture_output=True, text=True, check=False)).returncode:
+        pytest.skip(f"no namespaces here: {tried.stderr.strip()}")
+    command = ["unshare", *options, sys.executable, "-W", "error", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ("1 1 True None True\n", "", 0) == (ran.stdout, ran.stderr, ran.returncode)
 
 
 def test_boot_id() -> None:

@@ -8,7 +8,9 @@ import pytest
 import redis
 
 from clusterports.errors import ConfigurationError
+from clusterports_redis import connect, connect_async
 from clusterports_redis._url import connection_arguments, place
+from clusterports_sqlite._url import file_of
 
 SECRET = "s3cr3t"
 
@@ -71,6 +73,22 @@ def test_own_timeouts() -> None:
         (f"redis://:{SECRET}/{SECRET}@store", "percent-encode the password"),
         (f"redis://:1234#{SECRET}@store/0", "percent-encode the password"),
         (f"redis://store/0?password=a@{SECRET}", "percent-encode the password"),
+        (
+            f"redis://store:6379/0&password={SECRET}",
+            "redis://store:6379/0: only options may follow, which begin with ?",
+        ),
+        (
+            f"redis://store:6379/0;password={SECRET}",
+            "redis://store:6379/0: only options may follow, which begin with ?",
+        ),
+        (f"redis://store:6379,password={SECRET}", "redis://store:6379: only options may follow, which begin with ?"),
+        (f"redis://store&pw={SECRET}/0?db=1", "redis://store: only options may follow, which begin with ?"),
+        (f"redis://password={SECRET}", "redis://password: only options may follow, which begin with ?"),
+        (f"redis://store:{SECRET}", "redis://store:***: the port must be a number from 1 to 65535"),
+        (f"redis://store:{SECRET}/0", "redis://store:***/0: the port must be a number from 1 to 65535"),
+        (f"unix:///run/s.sock&password={SECRET}", "unix:///run/s.sock: only options may follow, which begin with ?"),
+        (f"unix:///run/s.sock;db=1;password={SECRET}", "in the path of a socket & is %26, ; is %3B, and , is %2C"),
+        (f"unix://&password={SECRET}", "unix://: only options may follow"),
     ],
 )
 def test_refused(url: str, part: str) -> None:
@@ -94,8 +112,55 @@ def test_refused(url: str, part: str) -> None:
         (f"unix://me:{SECRET}@/run/s.sock?db=1", "unix:///run/s.sock"),
         (f"redis://me:{SECRET}/@store/0", "redis://store/0"),
         (f"redis://me:{SECRET}?{SECRET}@store/0", "redis://..."),
+        (f"redis://me:{SECRET}&x={SECRET}@[::1]:7000/0&password={SECRET}", "redis://[::1]:7000/0"),
+        ("redis://[fe80::1%25eth0]/0", "redis://[fe80::1%25eth0]/0"),
+        (f"redis://store:{SECRET}/0", "redis://store:***/0"),
+        (f"unix:///run/s.sock;password={SECRET}", "unix:///run/s.sock"),
+        ("unix:///run/a&b;c,d.sock", "unix:///run/a&b;c,d.sock"),
     ],
 )
 def test_place(url: str, expected: str) -> None:
     """What is shown of a URL is where the store is: no user, no password, whatever the password contains."""
     assert expected == place(url)
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://store?foo=bar", "url: redis://store: unknown parameter 'foo'"),
+        ("unix:///s.sock?host=h", "url: unix:///s.sock: unknown parameter 'host'"),
+        ("redis://store?%1b[31m=1", r"url: redis://store: unknown parameter '\x1b[31m'"),
+        (
+            "redis://store?ssl_cert_reqs=none",
+            "url: redis://store: unknown parameter 'ssl_cert_reqs'; it is for rediss://",
+        ),
+        ("rediss://store?ssl_cert_reqs=x", "url: rediss://store: Invalid SSL Certificate Requirements Flag: x"),
+    ],
+)
+def test_unknown_parameter(make: Any, url: str, told: str) -> None:
+    """An option that a connection does not have, or a value that it does not take, is told in terms of the URL."""
+    with pytest.raises(ConfigurationError) as caught:
+        make(url)
+    assert told == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"sqlite:///x.db&password={SECRET}",
+        f"sqlite:////x.db;password={SECRET}/",
+        f"sqlite:///x.db,pw={SECRET}",
+        f"sqlite:///x.db?password={SECRET}",
+        f"sqlite:///password={SECRET}",
+        f"sqlite://password={SECRET}",
+    ],
+)
+def test_password_for_a_file(url: str) -> None:
+    """A file has no password, and one that is given to it all the same becomes no part of its name."""
+    with pytest.raises(ConfigurationError) as caught:
+        file_of(url)
+    message = str(caught.value)
+    assert message.startswith("url: must be like sqlite:///")
+    assert message.endswith("=***'")
+    assert SECRET not in message
