@@ -219,10 +219,8 @@ class File:
                     os.mknod(path, stat.S_IFREG | (0o600 if missing else 0o666))
             finally:
                 os.close(makers)
-        except FileExistsError:  # somebody else's, and no matter
-            pass
-        except BlockingIOError as error:
-            busy = sqlite3.OperationalError("somebody else makes a file in this directory")
+        except (BlockingIOError, FileExistsError) as error:
+            busy = sqlite3.OperationalError("somebody else makes it, or another file in this directory")
             busy.sqlite_errorname = "SQLITE_BUSY"
             raise busy from error
         except OSError as error:

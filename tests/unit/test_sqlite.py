@@ -375,20 +375,24 @@ def test_taken_away_in_the_middle(make: Callable[..., SqliteBackend], path: Path
     assert [[("one",), ("two",)], *again[how]] == looks
 
 
-def test_made_while_it_is_made(make: Callable[..., SqliteBackend], path: Path) -> None:
-    """Whoever finds the file while another one makes it waits, or takes it as ours: never as somebody else's."""
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_made_while_it_is_looked_at(make: Callable[..., SqliteBackend], path: Path, when: int) -> None:
+    """Whoever finds an empty file that another one makes meanwhile takes it for ours: never for somebody else's."""
     first, second = make(), make(timeout=0)
     is_ours = first.file._is_ours
+    looks: list[str] = []
 
     class Slow:
-        """A connection under which the other one does its part before each look."""
+        """A connection under which the other one does its part before the first, second or third look."""
 
         def __init__(self, db: sqlite3.Connection) -> None:
             self.db = db
 
         def execute(self, statement: str) -> sqlite3.Cursor:
-            with suppress(BackendUnavailable):
-                Client(second, "two")
+            looks.append(statement)
+            if len(looks) == when:
+                with suppress(BackendUnavailable):
+                    Client(second, "two")
             return self.db.execute(statement)
 
     path.touch()
@@ -403,9 +407,7 @@ def locks(path: Path) -> int:
     return sum(line[4] == str(os.getpid()) and line[5].endswith(f":{path.stat().st_ino}") for line in lines)
 
 
-def test_making_opens_nothing(
-    make: Callable[..., SqliteBackend], path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_making_opens_nothing(make: Callable[..., SqliteBackend], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file itself is opened by SQLite alone: to close it would take the locks of another object of this process."""
     opened: list[str] = []
     os_open = os.open
@@ -504,6 +506,20 @@ def test_many_changes(make: Callable[..., SqliteBackend], path: Path) -> None:
     assert Released(1200) == second.release(SPACE, two.holder, bulk)
     assert [port.number for port in kept] == held(first)
     assert 1000 > raw(path, "SELECT count(*) FROM change")[0][0]
+
+
+def test_not_read_again(make: Callable[..., SqliteBackend]) -> None:
+    """What others do, if only that they renew, is no reason to read what has not changed."""
+    first, second = make(), make()
+    clients = Client(first), Client(second, "two")
+    clients[0].take()
+    clients[1].renew()
+    known = [backend.file.cache[SPACE] for backend in (first, second)]
+    for _ in range(3):
+        assert [Renewed(False)] * 2 == [client.renew() for client in clients]
+    assert [True, True] == [
+        backend.file.cache[SPACE] is space for backend, space in zip((first, second), known, strict=True)
+    ]
 
 
 def one_fence(backend: SqliteBackend, number: int) -> int:
