@@ -308,14 +308,14 @@ def terminal() -> Iterator[tuple[int, int]]:
 def test_ctrl_c_arrives_once(command: Command) -> None:
     """What a terminal sends to the whole group is not passed on a second time."""
     script = (
-        "import signal, sys, time\n"
+        "import os, signal, sys, time\n"
         "heard = []\n"
         "def hear(number, _):\n"
         "    heard.append(number)\n"
-        "    print(number, flush=True)\n"
+        "    os.write(1, b'%d\\n' % number)\n"
         "signal.signal(signal.SIGINT, hear)\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(len(heard)))\n"
-        "print('ready', flush=True)\n"
+        "os.write(1, b'ready\\n')\n"
         "while True: time.sleep(60)\n"
     )
     run = [sys.executable, "-m", "clusterports.cli", "run", "--range", "backup", "--", sys.executable, "-c", script]
