@@ -3074,8 +3074,8 @@ class SmallWorld(RuleBasedStateMachine):
             self.close_until(told.port, self.clock + max(told.ask.quarantine, left[port.lease]))
         else:
             assert not wrong
-            told = self.believed.get((port.protocol, port.number))
-            if told is not None and told.port.fence == port.fence:  # its lease ran out
+            believed = self.believed.get((port.protocol, port.number))
+            if believed is not None and believed.port.fence == port.fence:  # its lease ran out
                 del self.believed[port.protocol, port.number]
                 return
             for kind in KINDS[port.protocol]:
