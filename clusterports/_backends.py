@@ -7,15 +7,15 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import ConfigurationError
+from .errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ._sources import Origin
-    from .abc import AsyncBackend, Backend, Driver
+    from .abc import AsyncBackend, Backend, Driver, SpaceView
 
-__all__ = ["GROUP", "connect", "connect_async", "set_in"]
+__all__ = ["GROUP", "connect", "connect_async", "intact", "set_in"]
 
 GROUP = "clusterports.backends"
 
@@ -57,3 +57,16 @@ def connect(url: str | None, *, timeout: float, client: Any = None, origin: Orig
 def connect_async(url: str | None, *, timeout: float, client: Any = None, origin: Origin | None = None) -> AsyncBackend:
     with set_in(origin):
         return driver(url, client).connect_async(url or "", timeout=timeout, client=client)
+
+
+def intact(views: Iterable[SpaceView | BackendError]) -> list[SpaceView]:
+    """What was read of some spaces, for those who cannot do without any of it.
+
+    :raises BackendError: one of them cannot be read.
+    """
+    found = []
+    for view in views:
+        if isinstance(view, BackendError):
+            raise view
+        found.append(view)
+    return found

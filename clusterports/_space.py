@@ -235,8 +235,7 @@ class Space:
             ports.append(Port(port, ask.protocol, fence))
             fence += 1
             if ask.limit:
-                key = ask.range, ask.owner
-                self._owned[key] = self._owned.get(key, 0) + 1
+                _count_up(self._owned, (ask.range, ask.owner))
             if ask.rotate:
                 self._last[ask.range] = port
         if ticket and wait is not None and wait.keep:
@@ -274,11 +273,11 @@ class Space:
         lease = self._live(holder)
         if not isinstance(lease, _Lease):
             return lease
-        asked = list(ports)
-        count = self._release(lease, asked)
         if not lease.revoked:
-            return Released(count)
-        return Released(count, tuple(dict.fromkeys(p for p in asked if lease.revoked.get(p.fence) == p)))
+            return Released(self._release(lease, ports))
+        asked = list(ports)
+        revoked = dict.fromkeys(port for port in asked if lease.revoked.get(port.fence) == port)
+        return Released(self._release(lease, asked), tuple(revoked))
 
     def mark_foreign(
         self,
@@ -307,7 +306,7 @@ class Space:
             port.labels = {}
             port.until = self._clock + duration
             self._put_due(name, port.until)
-            self._foreign[range] = self._foreign.get(range, 0) + 1
+            _count_up(self._foreign, range)
             count += 1
         return Marked(count)
 
@@ -377,7 +376,7 @@ class Space:
 
     def view(self, now: int) -> SpaceView:
         clock = self._clock_at(now)
-        graced = [lease for lease in self._graced(now) if lease.expires <= clock] if self._patient else []
+        graced = [lease for lease in self._graced(now) if lease.expires <= clock]
         leases = (
             LeaseView(lease.id, lease.instance, lease.incarnation, lease.ttl, lease.expires - clock, lease in graced)
             for _, lease in sorted(self._leases.items())
@@ -718,6 +717,10 @@ class Space:
             free_in=None if port.until is None else port.until - clock,
             host=port.ask.host,
         )
+
+
+def _count_up(counts: dict[_Key, int], key: _Key) -> None:
+    counts[key] = counts.get(key, 0) + 1
 
 
 def _count_down(counts: dict[_Key, int], key: _Key) -> None:

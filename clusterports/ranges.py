@@ -37,6 +37,7 @@ __all__ = [
     "merged",
     "misfit",
     "parse_spans",
+    "spans_text",
     "without",
 ]
 
@@ -270,3 +271,8 @@ LIBVIRT_RANGES: Final = (
 
 ``display`` and ``websocket`` overlap with the others there too; on one host a number is given out once.
 """
+
+
+def spans_text(spans: Iterable[Span]) -> str:
+    """Spans for people: ``27020, 27025-27029``."""
+    return ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in spans)

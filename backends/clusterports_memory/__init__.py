@@ -10,11 +10,12 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
+from clusterports._delegate import Delegate
 from clusterports._space import Space
-from clusterports.abc import AsyncBackend, AsyncWatch, Backend, Capability, Watch
+from clusterports.abc import AsyncWatch, Backend, Capability, Watch
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
         Wait,
     )
     from clusterports.errors import BackendError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 __all__ = ["AsyncMemoryBackend", "MemoryBackend", "Store", "connect", "connect_async"]
 
@@ -250,73 +254,19 @@ class MemoryBackend(Backend):
         pass
 
 
-class AsyncMemoryBackend(AsyncBackend):
-    """The same for tasks: a step takes microseconds, so it runs where it is called."""
+class AsyncMemoryBackend(Delegate):
+    """The same for tasks: a step takes microseconds, so it is done where it is called."""
 
-    name = "memory"
-    capabilities = frozenset({Capability.WAKES})
+    _sync: MemoryBackend
 
     def __init__(self, store: Store | None = None) -> None:
-        self._sync = MemoryBackend(store)
+        super().__init__(MemoryBackend(store))
 
-    async def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
-    ) -> Opened | Occupied:
-        return self._sync.open(space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound)
-
-    async def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
-        return self._sync.acquire(space, holder, request, asks, wait)
-
-    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
-        return self._sync.preview(space, asks)
-
-    async def mark_foreign(
-        self,
-        space: str,
-        holder: Holder,
-        ports: Sequence[Port],
-        *,
-        range: str,
-        duration: int,
-        most: int,
-        host: str = "",
-    ) -> Marked | Gone:
-        return self._sync.mark_foreign(space, holder, ports, range=range, duration=duration, most=most, host=host)
-
-    async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
-        return self._sync.renew(renewals)
-
-    async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        return self._sync.release(space, holder, ports)
-
-    async def force(self, space: str, port: PortView) -> bool:
-        return self._sync.force(space, port)
-
-    async def drop(self, space: str) -> bool:
-        return self._sync.drop(space)
-
-    async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
-        return self._sync.close_lease(space, holder, quarantine=quarantine)
-
-    async def reclaim(self, space: str) -> Reclaimed:
-        return self._sync.reclaim(space)
-
-    async def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
-        return self._sync.held(space, holder, after)
-
-    async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
-        return self._sync.read(spaces)
-
-    async def spaces(self, instance: str | None = None) -> list[str]:
-        return self._sync.spaces(instance)
+    async def call(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return step(*args, **kwargs)
 
     async def watch(self, space: str, ticket: int) -> AsyncWatch:
         return AsyncMemoryWatch(self._sync._store, space)
-
-    async def close(self) -> None:
-        self._sync.close()
 
 
 def connect(url: str, *, timeout: float = 5.0, client: Any = None) -> MemoryBackend:

@@ -10,38 +10,15 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from clusterports.abc import AsyncBackend, AsyncWatch
+from clusterports._delegate import Delegate
+from clusterports.abc import AsyncWatch
 
 from ._backend import POLL, SqliteBackend, SqliteWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
 
-    from clusterports.abc import (
-        Ask,
-        Closed,
-        Full,
-        Gone,
-        Granted,
-        Held,
-        Holder,
-        Marked,
-        Occupied,
-        Opened,
-        Port,
-        PortView,
-        Queued,
-        Reclaimed,
-        Released,
-        Renewal,
-        Renewed,
-        Request,
-        SpaceView,
-        Stale,
-        Wait,
-    )
-    from clusterports.errors import BackendError
 
 __all__ = ["AsyncSqliteBackend"]
 
@@ -49,14 +26,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class AsyncSqliteBackend(AsyncBackend):
-    """Arguments as of `SqliteBackend`."""
+class AsyncSqliteBackend(Delegate):
+    """Arguments as of `SqliteBackend`. The steps are done in a thread of its own."""
 
-    name = SqliteBackend.name
-    capabilities = SqliteBackend.capabilities
+    _sync: SqliteBackend
 
     def __init__(self, path: str, **arguments: Any) -> None:
-        self._sync = SqliteBackend(path, **arguments)
+        super().__init__(SqliteBackend(path, **arguments))
         self._thread: ThreadPoolExecutor | None = None
         self._pid = 0
 
@@ -69,68 +45,13 @@ class AsyncSqliteBackend(AsyncBackend):
             self._thread, self._pid = ThreadPoolExecutor(1, "clusterports-sqlite"), os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(step, *args, **kwargs))
 
-    async def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
-    ) -> Opened | Occupied:
-        return await self.call(self._sync.open, space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound)
-
-    async def acquire(
-        self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
-        return await self.call(self._sync.acquire, space, holder, request, asks, wait)
-
-    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
-        return await self.call(self._sync.preview, space, asks)
-
-    async def mark_foreign(
-        self,
-        space: str,
-        holder: Holder,
-        ports: Sequence[Port],
-        *,
-        range: str,
-        duration: int,
-        most: int,
-        host: str = "",
-    ) -> Marked | Gone:
-        return await self.call(
-            self._sync.mark_foreign, space, holder, ports, range=range, duration=duration, most=most, host=host
-        )
-
-    async def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
-        return await self.call(self._sync.renew, renewals)
-
-    async def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        return await self.call(self._sync.release, space, holder, ports)
-
-    async def force(self, space: str, port: PortView) -> bool:
-        return await self.call(self._sync.force, space, port)
-
-    async def drop(self, space: str) -> bool:
-        return await self.call(self._sync.drop, space)
-
-    async def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
-        return await self.call(self._sync.close_lease, space, holder, quarantine=quarantine)
-
-    async def reclaim(self, space: str) -> Reclaimed:
-        return await self.call(self._sync.reclaim, space)
-
-    async def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
-        return await self.call(self._sync.held, space, holder, after)
-
-    async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
-        return await self.call(self._sync.read, spaces)
-
-    async def spaces(self, instance: str | None = None) -> list[str]:
-        return await self.call(self._sync.spaces, instance)
-
     async def watch(self, space: str, ticket: int) -> AsyncWatch:
         return AsyncSqliteWatch(self, await self.call(SqliteWatch, self._sync, space))
 
     async def close(self) -> None:
         if self._thread is None:
             return
-        await self.call(self._sync.close)
+        await super().close()
         if self._thread is not None:
             self._thread.shutdown(wait=False)
             self._thread = None

@@ -12,7 +12,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from clusterports._space import _OVER, Space, _Lease, _Port, member, parse_member
+from clusterports._space import _OVER, Space, _count_up, _Lease, _Port, member, parse_member
 from clusterports.abc import Ask, Granted, Port
 from clusterports.ranges import MAX_PORT
 
@@ -339,6 +339,7 @@ class StoredSpace(Space):
         found = [len(self._leases), len(self._ports), len(self._queue)]
         if sizes != found:
             raise Damaged(f"{found} leases, ports and places where {sizes} were written")
+        self.stirred = False  # whoever freed something has told of it
         self._clean()
 
     def _restore_leases(self, rows: list[tuple[Any, ...]]) -> None:
@@ -398,25 +399,14 @@ class StoredSpace(Space):
             )
             changed = self._select(db, query, before).fetchall()
             for name, *_ in changed:
-                self._forget(name)
+                if name in self._ports:  # it is not as we know it any more
+                    self._free(name)
             rows = [row[1:] for row in changed if row[1] is not None]
         former: dict[int, _Lease] = {}
         asks: dict[str, Ask] = {}
         fences = {self._restore_port(row, asks, former) for row in rows}
         if len(fences) < len(rows):
             raise Damaged("two ports have the same fence")
-
-    def _forget(self, name: str) -> None:
-        """It is not as we know it any more."""
-        port = self._ports.pop(name, None)
-        if port is None:
-            return
-        if port.state == "held":
-            self._end_hold(name, port)
-        else:
-            self._forget_mark(name, port)
-        protocol, number = parse_member(name)
-        self._set_taken(protocol, number, 0)
 
     def _restore_port(self, row: tuple[Any, ...], asks: dict[str, Ask], former: dict[int, _Lease]) -> int:
         """The port's fence. There may be tens of thousands of ports."""
@@ -447,13 +437,12 @@ class StoredSpace(Space):
         if held:
             lease.ports.add(name)
             if ask.limit:
-                key = ask.range, ask.owner
-                self._owned[key] = self._owned.get(key, 0) + 1
+                _count_up(self._owned, (ask.range, ask.owner))
         elif until is not None:
             port.state, port.until = state, until
             self._put_due(name, until)
             if state == "foreign":
-                self._foreign[ask.range] = self._foreign.get(ask.range, 0) + 1
+                _count_up(self._foreign, ask.range)
         return fence
 
 

@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clusterports._acompat import Event, Lock, Worker
-from clusterports._backends import connect
+from clusterports._backends import connect, intact
 from clusterports._lease import HeldPort, HostLease, Process, monotonic
 from clusterports._names import (
     CLUSTER_SPACE,
@@ -373,9 +373,7 @@ class PortAllocator:
         check_port(number, protocol)
         spaces = [host_space(check_name("host", host)), CLUSTER_SPACE]
         found = []
-        for space, view in zip(spaces, self._backend.read(spaces), strict=True):
-            if isinstance(view, BackendError):
-                raise view
+        for space, view in zip(spaces, intact(self._backend.read(spaces)), strict=True):
             here = (port for port in view.ports if port.number == number and port.host in ("", host))
             found += [(space, port) for port in here if overlap(port.protocol, protocol)]
         wanted = [(space, port) for space, port in found if fence in (None, port.fence)]
@@ -388,9 +386,8 @@ class PortAllocator:
     def _force(self, space: str, host: str, port: PortView) -> None:
         if self._backend.force(space, port):
             return
-        (view,) = self._backend.read([space])  # changed meanwhile, perhaps by us: a reply that was lost
-        if isinstance(view, BackendError):
-            raise view
+        # It has changed meanwhile, perhaps by us: a reply that was lost.
+        (view,) = intact(self._backend.read([space]))
         for other in view.ports:
             same = other.fence == port.fence
             if (other.number, other.protocol) == (port.number, port.protocol) and (

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -27,10 +28,25 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["DEFAULT_RANGE", "SCHEMA", "Common", "Ttl", "complete_range", "say", "shared"]
+__all__ = [
+    "CLUSTER",
+    "DEFAULT_RANGE",
+    "Common",
+    "Ttl",
+    "as_json",
+    "complete_range",
+    "end",
+    "end_in_order",
+    "on_terminal",
+    "say",
+    "shared",
+]
 
 DEFAULT_RANGE = "backup"
 """The range of those who name none."""
+
+CLUSTER = "(cluster)"
+"""What stands for a host where a number is that of all of them."""
 
 SCHEMA = 1
 """Of all JSON that the commands print."""
@@ -45,6 +61,29 @@ def say(message: object) -> None:
     """One line on stderr, whatever the message contains."""
     with contextlib.suppress(OSError):  # a closed stderr is no reason to leave the command alone
         print(f"clusterports: {printable(str(message))}", file=sys.stderr, flush=True)
+
+
+def as_json(document: dict[str, Any], **how: Any) -> str:
+    """The document without any character that a terminal might obey. ``how``: as for ``json.dumps``."""
+    text = json.dumps({"schema": SCHEMA} | document, ensure_ascii=True, **how)
+    return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
+
+
+def on_terminal() -> bool:
+    """Whether stdout is one; it may be closed."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def end(signum: int, _: object) -> None:
+    """For a signal that ends a process: the code that a shell gives it, and all that is to be done at the end."""
+    sys.exit(128 + signum)
+
+
+def end_in_order() -> None:
+    """What else ends a process is to leave as little behind as Ctrl-C does."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_DFL:
+            signal.signal(signum, end)
 
 
 def complete_range(incomplete: str) -> list[str]:
@@ -118,30 +157,14 @@ class Common:
 
     def print_json(self, document: dict[str, Any]) -> None:
         """On stdout, without any character that a terminal might obey."""
-        indent = 2 if self.terminal else None  # lines cost a second where there are many ports
-        text = json.dumps({"schema": SCHEMA} | document, indent=indent, ensure_ascii=True)
-        print(text.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves as it is
-
-    @cached_property
-    def terminal(self) -> bool:
-        """Whether stdout is one; it may be closed."""
-        return sys.stdout is not None and sys.stdout.isatty()
+        print(as_json(document, indent=2 if on_terminal() else None))  # lines cost a second where there are many ports
 
     @cached_property
     def width(self) -> int | None:
         """Of the terminal; None when the output goes elsewhere: as wide as it takes."""
         from shutil import get_terminal_size
 
-        return get_terminal_size().columns if self.terminal or "COLUMNS" in os.environ else None
-
-    @cached_property
-    def colour(self) -> bool:
-        """Whether stdout shows colours: a terminal that nobody asked to do without."""
-        return self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"
-
-    def coloured(self, text: str, sgr: str) -> str:
-        """The text with these SGR codes around it. It must be printable already."""
-        return f"\x1b[{sgr}m{text}\x1b[0m" if self.colour else text
+        return get_terminal_size().columns if on_terminal() or "COLUMNS" in os.environ else None
 
     @contextlib.contextmanager
     def busy(self, what: str) -> Iterator[None]:

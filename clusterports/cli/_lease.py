@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from clusterports._backends import intact
 from clusterports._names import CLUSTER_SPACE, default_host, host_space, where
 from clusterports._text import show
 from clusterports.abc import Holder
-from clusterports.errors import BackendError, ConfigurationError, LeaseLost
+from clusterports.errors import ConfigurationError, LeaseLost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from clusterports import Settings
-    from clusterports.abc import Backend, Gone, LeaseView, Port, PortView, SpaceView
+    from clusterports.abc import Backend, Gone, LeaseView, Port, PortView, Renewal, Renewed, SpaceView
 
-__all__ = ["SCRIPTS", "Found", "check_positive", "find", "named", "views"]
+__all__ = ["SCRIPTS", "Found", "check_positive", "find", "named", "renewed", "views"]
 
 SCRIPTS = "acquire-"
 """How the instances begin under which ``acquire`` takes ports: nobody runs under these names."""
@@ -55,11 +56,7 @@ def views(backend: Backend, host: str) -> list[SpaceView]:
 
     :raises BackendError: also when one of the two is damaged.
     """
-    read = backend.read([host_space(host), CLUSTER_SPACE])
-    for view in read:
-        if isinstance(view, BackendError):
-            raise view
-    return [view for view in read if not isinstance(view, BackendError)]
+    return intact(backend.read([host_space(host), CLUSTER_SPACE]))
 
 
 def find(backend: Backend, settings: Settings, number: int, instance: str | None) -> Found:
@@ -84,6 +81,14 @@ def find(backend: Backend, settings: Settings, number: int, instance: str | None
             else:
                 refused = ConfigurationError(f"instance: must be the lease's; {whose}, got {show(instance)}")
     raise refused or LeaseLost(f"There is no lease {number} on host {host!r}: it ran out, was released, or never was")
+
+
+def renewed(backend: Backend, renewal: Renewal) -> Renewed | Gone:
+    """One heartbeat for one lease."""
+    (outcome,) = backend.renew([renewal])
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def named(ports: Iterable[Port | PortView]) -> str:

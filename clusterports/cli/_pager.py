@@ -8,6 +8,8 @@ from contextlib import suppress
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from ._common import on_terminal
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from subprocess import Popen
@@ -22,7 +24,7 @@ def page(lines: Sequence[str]) -> None:
     that ends before it has read all, is no error.
     """
     text = "\n".join(lines) + "\n"
-    long = sys.stdout is not None and sys.stdout.isatty() and len(lines) >= get_terminal_size().lines
+    long = on_terminal() and len(lines) >= get_terminal_size().lines
     pager = _pager() if long else None
     if pager is None:
         print(text, end="")

@@ -6,10 +6,11 @@ Not rich's: a cluster has tens of thousands of ports, and its tables take a mill
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from clusterports._text import printable
+
+from ._common import on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +38,7 @@ class Column(NamedTuple):
 
 def colored() -> bool:
     """Whether what is printed may have colours: on a terminal, unless the user wants none (https://no-color.org)."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(text: str, style: str | None, color: bool = True) -> str:

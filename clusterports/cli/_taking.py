@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from enum import StrEnum
@@ -17,7 +16,7 @@ from clusterports._wants import check_wait
 from clusterports.errors import ConfigurationError
 from clusterports.probe import ephemeral_overlap, is_local
 
-from ._common import SCHEMA, Common
+from ._common import Common, as_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,6 +123,5 @@ def in_words(given: Sequence[Allocation], instance: str, expires_in: float) -> s
 
 def say_json(document: dict[str, Any]) -> None:
     """One line on stderr, without any character that a terminal might obey."""
-    text = json.dumps({"schema": SCHEMA} | document, ensure_ascii=True).replace("\x7f", "\\u007f")
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(as_json(document), file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING, NoReturn
 from clusterports._text import printable
 from clusterports.errors import BackendUnavailable
 
-from ._common import say
+from ._common import as_json, end, on_terminal, say
 from ._table import BOLD, RED, clip, colored, paint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import FrameType
     from typing import Any, Self
 
     from clusterports.status import ClusterStatus
@@ -54,8 +52,7 @@ def follow(look: Callable[[], ClusterStatus], view: Plain, pause: float) -> NoRe
 
 def on_screen() -> bool:
     """Whether stdout is a terminal that can be drawn on."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return terminal and os.environ.get("TERM") != "dumb"
+    return on_terminal() and os.environ.get("TERM") != "dumb"
 
 
 class Plain:
@@ -104,8 +101,7 @@ class JsonLines(Plain):
 
     def show(self, cluster: ClusterStatus, problem: str) -> None:
         if not problem:
-            text = json.dumps(self._document(cluster), separators=(",", ":"))
-            print(text.replace("\x7f", "\\u007f"), flush=True)
+            print(as_json(self._document(cluster), separators=(",", ":")), flush=True)
         elif not self._problem:
             say(problem)
         self._problem = problem
@@ -145,8 +141,8 @@ class Screen(Plain):
             for signum, handler in (
                 (signal.SIGWINCH, self._redraw),
                 (signal.SIGTSTP, self._suspend),
-                (signal.SIGTERM, _exit),
-                (signal.SIGHUP, _exit),
+                (signal.SIGTERM, end),
+                (signal.SIGHUP, end),
             ):
                 if signal.getsignal(signum) == signal.SIG_DFL:
                     stack.callback(signal.signal, signum, signal.signal(signum, handler))
@@ -166,10 +162,6 @@ class Screen(Plain):
         os.kill(os.getpid(), signal.SIGSTOP)
         _write(ENTER)
         self._redraw()
-
-
-def _exit(signum: int, _: FrameType | None) -> None:
-    sys.exit(128 + signum)
 
 
 def _leave() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 from secrets import token_hex
@@ -11,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clusterports._backends import intact
 from clusterports._lease import monotonic
 from clusterports._names import check_text, where
 from clusterports._text import show
 from clusterports.abc import Gone
-from clusterports.errors import BackendError, ClusterPortsError, ConfigurationError, LeaseLost
+from clusterports.errors import ClusterPortsError, ConfigurationError, LeaseLost
 from clusterports.ranges import PORT_BOUND
 
-from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, say
-from ._lease import SCRIPTS
+from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, end_in_order, say
+from ._lease import SCRIPTS, renewed
 from ._taking import (
     Labels,
     Owner,
@@ -87,7 +87,7 @@ def acquire(
         raise ClusterPortsError("stdout is closed: nobody would learn which port and lease it is")
     if range is not None and wanted is None:
         warn_ephemeral(common, settings, range)
-    _end_in_order()
+    end_in_order()
 
     from clusterports import PortAllocator
 
@@ -132,10 +132,7 @@ def _prolong(backend: Backend, allocation: Allocation, ttl: float) -> float:
     """Let the lease run for a full TTL from now, however long it took to get so far: seconds that are left."""
     sent_at = monotonic()
     lease = allocation._lease
-    (outcome,) = backend.renew([lease.renewal()])
-    if isinstance(outcome, BaseException):
-        raise outcome
-    if isinstance(outcome, Gone):
+    if isinstance(renewed(backend, lease.renewal()), Gone):
         raise LeaseLost(
             f"The lease {where(lease.space)} is lost already, its TTL is {ttl:g} s", allocations=[allocation]
         )
@@ -145,9 +142,7 @@ def _prolong(backend: Backend, allocation: Allocation, ttl: float) -> float:
 def _check_unused(backend: Backend, instance: str) -> None:
     """Whoever takes a name takes all that is held under it, from a process that may well be running."""
     spaces = backend.spaces(instance)
-    for view in backend.read(spaces):
-        if isinstance(view, BackendError):
-            raise view
+    for view in intact(backend.read(spaces)):
         for lease in view.leases:
             if lease.instance == instance and (lease.expires_in > 0 or lease.grace):
                 raise ConfigurationError(
@@ -166,10 +161,3 @@ def _give_back(ports: PortAllocator, seconds: float | None) -> None:
     closing = threading.Thread(target=close, name="clusterports-close", daemon=True)
     closing.start()
     closing.join(seconds)
-
-
-def _end_in_order() -> None:
-    """What else ends a process is to leave as little behind as Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -26,13 +26,12 @@ from clusterports._names import host_space
 from clusterports.errors import ClusterPortsError
 
 from ._child import PR_SET_PDEATHSIG
-from ._common import Common
+from ._common import Common, end_in_order
 from ._demo_judge import Answer, History, judge
 from ._demo_screen import Row, Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
     from typing import Self
 
     from clusterports import PortAllocator
@@ -73,9 +72,7 @@ def demo(common: Common) -> None:
       clusterports demo --url redis://redis.example/0
     """
     until = monotonic() + LIMIT
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) == signal.SIG_DFL:
-            signal.signal(signum, _exit)
+    end_in_order()
     with ExitStack() as stack:
         url = common.url
         if url is None:
@@ -103,10 +100,6 @@ def demo(common: Common) -> None:
     show.screen.note("\nTry next; for all hosts, with CLUSTERPORTS_URL set to your Redis or Valkey:")
     show.screen.note("  clusterports run -- python3 -m http.server {port}")
     show.screen.note("  clusterports status")
-
-
-def _exit(signum: int, _: FrameType | None) -> None:
-    sys.exit(128 + signum)
 
 
 # ------------------------------------------------------------------ the server

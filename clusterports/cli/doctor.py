@@ -15,6 +15,8 @@ from clusterports.errors import ConfigurationError
 from clusterports.probe import ephemeral_overlap, probe
 
 from ._common import Common
+from ._table import GREEN, RED, YELLOW, colored, paint
+from .ranges import overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
-COLOURS = {"ok": "32", "warning": "33", "error": "31"}
+COLORS = {"ok": GREEN, "warning": YELLOW, "error": RED}
 
 STORE = "store"
 """The check that says whether the store can be reached; without it nothing else can be said of it."""
@@ -70,7 +72,7 @@ def _lines(finding: Finding, common: Common) -> Iterator[str]:
     text = f"{finding.check}: {finding.text}" + (" (mended)" if finding.mended else "")
     width = max(common.width or 10_000, 20)
     first, *more = wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent) or [indent]
-    yield common.coloured(level, COLOURS[level]) + " " * (len(indent) - len(level)) + first[len(indent) :]
+    yield paint(level, COLORS[level], colored()) + " " * (len(indent) - len(level)) + first[len(indent) :]
     yield from more
     if finding.cure:
         yield from wrap(printable(finding.cure), width, initial_indent=f"{indent}> ", subsequent_indent=f"{indent}  ")
@@ -81,7 +83,7 @@ def _checks(common: Common, repair: bool) -> Iterator[Finding]:
         settings = common.settings()
         yield from _configuration(settings)
         with common.backend(settings) as backend:
-            yield Finding("url", "ok", f"{redact_url(settings.url or '')}")
+            yield Finding("url", "ok", redact_url(settings.url or ""))
             yield from backend.diagnose(repair=repair)
     except ConfigurationError as error:
         cure = "correct what is named here, and run this again: what follows from it was not looked at"
@@ -103,13 +105,10 @@ def _ranges(ranges: Mapping[str, PortRange], own: Sequence[str]) -> Iterator[Fin
 
     ``own``: not the defaults, which span nearly everything and are of no matter while nobody uses them.
     """
-    known, shared, poor = Ranges(ranges.values()), [], 0
+    known, poor = Ranges(ranges.values()), 0
     for one, other in combinations(ranges.values(), 2):
         first, last = max(one.first, other.first), min(one.last, other.last)
-        if first > last:
-            continue
-        if one.scope == other.scope:
-            shared.append(f"{one.name} and {other.name}")
+        if first > last or one.scope == other.scope:
             continue
         cluster, host = (one, other) if one.scope == "cluster" else (other, one)
         if host.name in own:
@@ -124,6 +123,7 @@ def _ranges(ranges: Mapping[str, PortRange], own: Sequence[str]) -> Iterator[Fin
             text = f"{name} ({span.first}-{span.last}) has no port to give"
             yield Finding("ranges", "error", text, f"widen ranges.{name}")
     text = ", ".join(f"{span.name} {span.first}-{span.last}" for span in ranges.values()) or "none"
+    shared = [f"{one.name} and {other.name}" for one, other, _ in overlaps(ranges.values())]
     if shared:
         text += f"; these share numbers, each of which is given to one job only: {', '.join(shared)}"
     if not poor:

@@ -5,15 +5,18 @@ All of this happens by itself wherever somebody works; it is for hosts that nobo
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from clusterports._backends import intact
 from clusterports._names import check_name, host_space, is_cluster_space, is_host_space, space_host
 from clusterports._text import printable
 from clusterports.errors import BackendError
 
-from ._common import Common, say
+from ._common import CLUSTER, Common, say
+from ._lease import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +44,8 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, view: SpaceView) -> Plan:
         over = [lease for lease in view.leases if lease.expires_in <= 0 and not lease.grace]
-        held = [port.lease for port in view.ports if port.state == "held"]
-        ended = tuple((lease, held.count(lease.lease)) for lease in over)
+        held = Counter(port.lease for port in view.ports if port.state == "held")
+        ended = tuple((lease, held[lease.lease]) for lease in over)
         freed = tuple(port for port in view.ports if port.free_in is not None and port.free_in <= 0)
         # A port that is taken back cools first, so its space cannot be removed now.
         remove = len(over) == len(view.leases) and len(freed) == len(view.ports)
@@ -59,9 +62,7 @@ class Plan(NamedTuple):
             while backend.reclaim(self.space).backlog:
                 pass
         removed = self.remove and backend.drop(self.space)
-        (now,) = backend.read([self.space])
-        if isinstance(now, BackendError):
-            raise now
+        (now,) = intact(backend.read([self.space]))
         leases = {lease.lease: lease for lease in now.leases}
         ports = {(port.fence, port.state) for port in now.ports}
         return self._replace(
@@ -73,11 +74,11 @@ class Plan(NamedTuple):
 
     def lines(self) -> Iterator[str]:
         """What is done, for people."""
-        where = self.host or "(cluster)"
+        where = self.host or CLUSTER
         for lease, ports in self.ended:
             yield f"{where}: lease {lease.lease} of {lease.instance} has run out: {_ports(ports)} taken back"
         if self.freed:
-            yield f"{where}: free again: {', '.join(f'{port.number}/{port.protocol}' for port in self.freed)}"
+            yield f"{where}: free again: {named(self.freed)}"
         for lease in self.graced:
             yield (
                 f"{where}: lease {lease.lease} of {lease.instance} has run out, but nobody looked for long: "

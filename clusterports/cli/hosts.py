@@ -9,10 +9,10 @@ import typer
 
 from clusterports._text import printable, redact_url
 
-from ._common import Common, complete_range
+from ._common import CLUSTER, Common, complete_range
 from ._pager import page
 from ._table import RED, YELLOW, Column, clip, colored, lean, table
-from .status import CLUSTER, Wanted, say_unreadable
+from .status import Wanted, say_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import typer
 
 from clusterports._requests import Ranges
 from clusterports._text import printable
-from clusterports.ranges import MAX_PORT, without
+from clusterports.ranges import MAX_PORT, spans_text, without
 
 from ._common import Common, complete_range
 from ._table import Column, clip, colored, table
@@ -99,10 +99,6 @@ def value_text(key: str, value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:g} s" if key in ("cooldown", "quarantine") else str(value)
-
-
-def spans_text(spans: Iterable[Span]) -> str:
-    return ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in spans)
 
 
 def notes(settings: Settings, both: Sequence[Overlap], width: int | None) -> Iterator[str]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from clusterports._lease import monotonic
 from clusterports._names import where
-from clusterports.abc import Gone, Renewal, Renewed
+from clusterports.abc import Gone, Renewal
 from clusterports.errors import BackendError, LeaseLost
 
 from ._common import Common, say
-from ._lease import SCRIPTS, check_positive, find, named
-
-if TYPE_CHECKING:
-    from clusterports.abc import Backend
+from ._lease import SCRIPTS, check_positive, find, named, renewed
 
 __all__ = ["renew"]
 
@@ -40,7 +37,7 @@ def renew(
     with common.backend(settings) as backend:
         found = find(backend, settings, number, common.instance)
         sent_at = monotonic()
-        reply = _renewed(backend, Renewal(found.space, found.holder))
+        reply = renewed(backend, Renewal(found.space, found.holder))
         expires_in = sent_at + found.lease.ttl / 1e6 - monotonic()
         if isinstance(reply, Gone):
             raise found.lost(reply)
@@ -49,7 +46,7 @@ def renew(
             say(f"Taken by force from lease {number} {where(found.space)}: {named(reply.revoked)}")
             if found.lease.instance.startswith(SCRIPTS):  # else it is for the manager to hear
                 with contextlib.suppress(BackendError):  # then it is told once more with the next renewal
-                    _renewed(backend, Renewal(found.space, found.holder, heard=tuple(taken)))
+                    renewed(backend, Renewal(found.space, found.holder, heard=tuple(taken)))
     ports = [port for port in found.ports if port.fence not in taken]
     if not ports:
         raise LeaseLost(f"Lease {number} {where(found.space)} holds no port any more")
@@ -68,10 +65,3 @@ def renew(
         print(f"{found.lease.ttl / 1e6:g}")
     if common.verbose:
         say(f"lease {number} of instance {found.lease.instance!r} {where(found.space)} holds {named(ports)}")
-
-
-def _renewed(backend: Backend, renewal: Renewal) -> Renewed | Gone:
-    (outcome,) = backend.renew([renewal])
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome

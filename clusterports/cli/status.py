@@ -14,8 +14,9 @@ import typer
 
 from clusterports._text import printable, redact_url, show
 from clusterports.errors import ConfigurationError
+from clusterports.ranges import MAX_PORT, spans_text
 
-from ._common import Common, complete_range, say
+from ._common import CLUSTER, Common, complete_range, say
 from ._pager import page
 from ._table import BOLD, DIM, GREEN, RED, YELLOW, Column, clip, colored, lean, paint, table
 
@@ -32,9 +33,6 @@ __all__ = ["EVERYTHING", "Look", "Wanted", "say_unreadable", "status"]
 
 LONGEST = 200
 """Characters of an owner that a table shows; all of it is in the JSON."""
-
-CLUSTER = "(cluster)"
-"""What stands for a host where a number is that of all of them."""
 
 NAMED = 5
 """Hosts that a line names one by one."""
@@ -232,7 +230,6 @@ def parse_port(text: str) -> tuple[int, Protocol4 | None]:
     :raises ConfigurationError: it is neither.
     """
     from clusterports.abc import Protocol4
-    from clusterports.ranges import MAX_PORT
 
     digits, slash, protocol = text.partition("/")
     known = get_args(Protocol4)
@@ -323,8 +320,7 @@ def range_rules(one: RangeStatus) -> Iterator[str]:
         free = f", {sum(host.band_free for host in one.hosts)} free" if one.hosts else ""
         yield f"static band {one.first}-{one.first + one.static_band - 1}{free}"
     if one.exclude:
-        spans = [f"{first}-{last}" if first < last else str(first) for first, last in one.exclude]
-        yield f"never {', '.join(spans)}"[:LONGEST]
+        yield f"never {spans_text(one.exclude)}"[:LONGEST]
     if outside := sum(host.outside for host in one.hosts):
         yield f"taken, but no longer part of it: {outside}"
 

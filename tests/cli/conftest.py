@@ -48,6 +48,19 @@ class Command:
         assert "Traceback" not in err
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def told(self, *arguments: str, output: Any = None, line: str = 'exec "$@"') -> subprocess.CompletedProcess[str]:
+        """Run it to its end with its output there, by a shell line that may change its descriptors before."""
+        return subprocess.run(
+            ["sh", "-c", line, "-", sys.executable, "-m", "clusterports.cli", *arguments],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.directory,
+            env=self.environment,
+            timeout=PATIENCE,
+            check=False,
+        )
+
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start it, in a process group of its own."""
         process = subprocess.Popen(

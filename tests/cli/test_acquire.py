@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -229,26 +227,13 @@ def test_store_not_there(main: Main) -> None:
     assert "secret" not in err
 
 
-def run(command: Command, output: Any, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "clusterports.cli", "acquire", *more],
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=command.environment,
-        cwd=command.directory,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_broken_pipe(more: tuple[str, ...], command: Command, look: Look) -> None:
     """When nobody reads which port it is, nothing is held."""
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:
-        done = run(command, pipe, *more)
+        done = command.told("acquire", *more, output=pipe)
 
     assert (1, "") == (done.returncode, done.stderr)
     assert ((), ()) == (look().leases, look().ports)
@@ -257,7 +242,7 @@ def test_broken_pipe(more: tuple[str, ...], command: Command, look: Look) -> Non
 def test_full_device(command: Command, look: Look) -> None:
     """Nor when it cannot be written."""
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = run(command, full)
+        done = command.told("acquire", output=full)
 
     assert 1 == done.returncode
     assert "No space left on device" in done.stderr
@@ -267,15 +252,7 @@ def test_full_device(command: Command, look: Look) -> None:
 
 def test_closed_stdout(command: Command, look: Look) -> None:
     """Nor without any output."""
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "-", sys.executable, "-m", "clusterports.cli", "acquire"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=command.environment,
-        cwd=command.directory,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = command.told("acquire", line='exec "$@" >&-')
 
     told = "clusterports: stdout is closed: nobody would learn which port and lease it is\n"
     assert (1, told) == (done.returncode, done.stderr)

@@ -141,16 +141,7 @@ def test_foreign_listener(command: Command, first: int, valkey: servers.ServerSt
 @pytest.mark.parametrize("protocol", ["tcp", "both"])
 def test_no_command(protocol: str, command: Command, first: int, valkey: servers.ServerStore) -> None:
     """A command that is not there is told as ever, also when the descriptors begin at 0, and leaves nothing bound."""
-    run = [sys.executable, "-m", "clusterports.cli", *RUN, "--protocol", protocol, "--", "no-such-command"]
-    done = subprocess.run(
-        ["sh", "-c", '"$@" <&- >&-', "-", *run],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=command.environment,
-        cwd=command.directory,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = command.told(*RUN, "--protocol", protocol, "--", "no-such-command", line='"$@" <&- >&-')
     assert (127, "clusterports: no-such-command: No such file or directory\n") == (done.returncode, done.stderr)
     assert [] == held(valkey)
     assert FREE == probe(first, "both")

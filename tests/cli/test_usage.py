@@ -230,16 +230,7 @@ def test_help(name: str, main: Main) -> None:
 def test_full_device(command: Command) -> None:
     """Output that cannot be written is an error, not a traceback."""
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "clusterports.cli", "status"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=command.environment,
-            cwd=command.directory,
-            timeout=30,
-            check=False,
-        )
+        done = command.told("status", output=full)
 
     assert 1 == done.returncode
     assert "No space left on device" in done.stderr
@@ -251,16 +242,7 @@ def test_broken_pipe(command: Command) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:
-        done = subprocess.run(
-            [sys.executable, "-m", "clusterports.cli", "status", "--json"],
-            stdout=pipe,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=command.environment,
-            cwd=command.directory,
-            timeout=30,
-            check=False,
-        )
+        done = command.told("status", "--json", output=pipe)
 
     assert (1, "") == (done.returncode, done.stderr)
 
@@ -364,15 +346,7 @@ def test_ctrl_c_while_the_file_is_locked(arguments: tuple[str, ...], bare: Comma
 @pytest.mark.parametrize("arguments", [("status",), ("ranges",), ("doctor",)])
 def test_closed_stdout(arguments: tuple[str, ...], bare: Command) -> None:
     """Who started it without any output wants none."""
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "-", sys.executable, "-m", "clusterports.cli", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=bare.environment,
-        cwd=bare.directory,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = bare.told(*arguments, line='exec "$@" >&-')
 
     assert (0, "") == (done.returncode, done.stderr)
 
