@@ -31,7 +31,7 @@ from clusterports import (
 )
 from clusterports._names import host_space
 from clusterports.abc import Ask, Closed, Full, Granted, Holder, Opened, Released, Renewal, Request, Stale
-from clusterports_redis._sync import OwnConnections
+from clusterports_redis._sync_link import OwnConnections
 from clusterports_redis._wire import keys
 
 if TYPE_CHECKING:

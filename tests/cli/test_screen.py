@@ -312,7 +312,7 @@ def test_watch_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         _watch.follow(Store("a", AWAY, AWAY, "b", AWAY), _watch.JsonLines(document), 0.0)
     out, err = capsys.readouterr()
 
-    assert [{"backend": "a", "odd": "\x7f\x1b"}, {"backend": "b", "odd": "\x7f\x1b"}] == [
+    assert [{"schema": 1, "backend": name, "odd": "\x7f\x1b"} for name in "ab"] == [
         json.loads(line) for line in out.splitlines()
     ]
     assert out.replace("\n", "").isprintable()
