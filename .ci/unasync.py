@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TREES = {
     "clusterports/_async": "clusterports/_sync",
     "backends/clusterports_redis/_async.py": "backends/clusterports_redis/_sync.py",
+    "backends/clusterports_redis/_async_cluster.py": "backends/clusterports_redis/_sync_cluster.py",
     "backends/clusterports_redis/_async_link.py": "backends/clusterports_redis/_sync_link.py",
 }
 
@@ -37,7 +38,7 @@ RULES = {
     r"\b__a(?=(enter|exit|iter|next)__)": "__",
     r"\bAsync(?=[A-Z])": "",
     r"\bconnect_async\b": "connect",
-    r"\b_async_link\b": "_sync_link",
+    r"\b_async_(?=(cluster|link)\b)": "_sync_",
     r"\bredis\.asyncio\b": "redis",
     r"\bdisconnect\(nowait=True\)": "disconnect()",
 }

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .abc import (
         Ask,
         Backend,
+        Claim,
+        Claimed,
         Closed,
         Full,
         Gone,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         PortView,
         Queued,
         Reclaimed,
+        Recovering,
         Released,
         Renewal,
         Renewed,
@@ -55,16 +58,29 @@ class Delegate(AsyncBackend):
         """Do this step."""
 
     async def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
-        return await self.call(self._sync.open, space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound)
+        return await self.call(
+            self._sync.open, space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound, knew=knew
+        )
 
     async def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         return await self.call(self._sync.acquire, space, holder, request, asks, wait)
 
-    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    async def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        return await self.call(self._sync.claim, space, holder, request, claims)
+
+    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         return await self.call(self._sync.preview, space, asks)
 
     async def mark_foreign(

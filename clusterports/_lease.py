@@ -24,10 +24,15 @@ __all__ = ["HeldPort", "HostLease", "Process", "State"]
 MARGIN: Final = 0.1
 """The share of the TTL by which we stop before the store does."""
 
+FORCED: Final = "Taken by force"
+
 ABANDONED_AT_ONCE: Final = 100
 """How many abandoned requests one heartbeat undoes; more follow with the next. The same goes for all else it tells."""
 
 State: TypeAlias = Literal["live", "jeopardy", "lost"]
+
+Amiss: TypeAlias = Literal["", "doubt", "gone"]
+"""Whether the store may know something else of a lease than we do, or does not know it any more."""
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
@@ -91,6 +96,8 @@ class HostLease:
         self._left: set[int] = set()
         self._heard: set[int] = set()
         self.forced: set[int] = set()  # fences of ports taken from us by force that we did not know yet
+        self.amiss: Amiss = ""
+        self._strays: dict[int, tuple[Port, int]] = {}  # by fence, with the last request when it was seen
 
     # ---------------------------------------------------------------- requests
 
@@ -132,7 +139,7 @@ class HostLease:
                 self.forced.clear()
         port = self.ports.pop(fence, None)
         if port is not None:
-            port._revoked = True
+            port._revoked = FORCED
         return port
 
     def took(self, fence: int) -> None:
@@ -140,7 +147,41 @@ class HostLease:
         if fence in self.forced:
             port = self.ports.pop(fence, None)
             if port is not None:
-                port._revoked = True
+                port._revoked = FORCED
+
+    # ---------------------------------------------------------------- lost data
+
+    def moved(self, holder: Holder, token: str, sent_at: float) -> None:
+        """The store lost it, and it was opened anew."""
+        with self._lock:
+            self.holder, self.token = holder, token
+            self._left.clear()
+            self._heard.clear()
+            self._strays.clear()
+        self.renewed(self.renewal(), sent_at)
+
+    def knew(self) -> int:
+        """The highest fence that we know of."""
+        return max(self.holder.incarnation, *self.ports, 0)
+
+    def seen(self, listed: Mapping[int, Port]) -> None:
+        """The store has these under the lease. Those that are not ours are strays, unless a request is on its way that
+        took them: a release of theirs was lost.
+        """
+        with self._lock:
+            for fence, port in listed.items():
+                if fence not in self.ports and fence not in self.unreleased:
+                    self._strays.setdefault(fence, (port, self._last))
+
+    def give_back_strays(self) -> None:
+        """Release those of which it is certain by now that nobody here has them."""
+        with self._lock:
+            oldest = min([*self._open, *self._abandoned], default=self._last + 1)
+            for fence, (port, last) in list(self._strays.items()):
+                if oldest > last:
+                    del self._strays[fence]
+                    if fence not in self.ports:
+                        self.unreleased[fence] = port
 
     def renewal(self) -> Renewal:
         with self._lock:
@@ -148,7 +189,9 @@ class HostLease:
             told, untold = abandoned[:ABANDONED_AT_ONCE], abandoned[ABANDONED_AT_ONCE:]
             floor = min([*self._open, *untold[:1]], default=self._last + 1)
             left, heard = sorted(self._left)[:ABANDONED_AT_ONCE], sorted(self._heard)[:ABANDONED_AT_ONCE]
-            return Renewal(self.space, self.holder, floor, tuple(told), tuple(left), tuple(heard))
+            sure = not (self._open or abandoned or heard or self.unreleased or self._strays)
+            held = len(self.ports) if sure else -1
+            return Renewal(self.space, self.holder, floor, tuple(told), tuple(left), tuple(heard), held)
 
     # ---------------------------------------------------------------- time
 
@@ -223,7 +266,7 @@ class HeldPort:
         self._lease = lease
         self._acquired = acquired
         self._released = False
-        self._revoked = False
+        self._revoked = ""  # how it was taken from us
 
     @property
     def valid(self) -> bool:

@@ -15,6 +15,7 @@ from .ranges import DEFAULT_QUARANTINE, MAX_PORT, PORT_BOUND, merged, without
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
+    from ._lease import HeldPort
     from .ranges import PortRange, Span
 
 __all__ = ["Plan", "Ranges", "check_port", "overlap"]
@@ -135,6 +136,21 @@ class Ranges:
             return 0
         self.check(range)
         return self._books[range].size // 2
+
+    def booked(self, port: HeldPort, *, cluster: bool) -> Ask:
+        """What the store keeps of the ask by which a port was granted. ``cluster``: in the cluster's space."""
+        book = self._books.get(port.range or "")  # None: without a range, or one that is configured elsewhere
+        return Ask(
+            port.range or "",
+            (),
+            protocol=port.protocol,
+            quarantine=book.quarantine if book else _us(DEFAULT_QUARANTINE),
+            owner=port.owner,
+            labels=port.labels,
+            cooldown=book.cooldown if book else 0,
+            limit=book.span.limit or 0 if book else 0,
+            host=port.host if cluster else "",
+        )
 
     def plan(
         self,

@@ -17,6 +17,11 @@ their quarantine are over, then they are free.
 Queue. Whoever finds too little free may keep a place in the queue, in the order of tickets, and asks again. From
 the spans that somebody before it waits for nothing is given to an ask. So the order holds without anything being
 set aside for a waiter that may have died: a place that nobody asks for in time is given up.
+
+Lost data. All ids and fences of a space come from one counter, which begins with the space: `_born` is its first. One
+that is lower, or higher than the counter, was given by a space that is lost. Its holder opens a lease anew and claims
+its ports, and until every holder has had a TTL to do so the space gives nothing out. Where two have the same port,
+the higher fence wins: what was given last is what others may have heard of.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from .abc import (
     Ask,
+    Claimed,
     Closed,
     Full,
     Gone,
@@ -39,6 +45,7 @@ from .abc import (
     PortView,
     Queued,
     Reclaimed,
+    Recovering,
     Released,
     Renewed,
     SpaceView,
@@ -50,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal
 
-    from .abc import Holder, Protocol4, Renewal, Request, Wait
+    from .abc import Claim, Holder, Protocol4, Renewal, Request, Wait
 
 __all__ = ["GRAIN", "MAX_GAP", "STEP", "Space"]
 
@@ -77,6 +84,7 @@ _OVER: Final[dict[Protocol4, tuple[Protocol4, ...]]] = {
 
 _GONE: Final = Gone("expired")
 _SUPERSEDED: Final = Gone("superseded")
+_UNKNOWN: Final = Gone("unknown")
 
 
 class _Lease:
@@ -103,7 +111,7 @@ class _Lease:
         self.id = id
         self.instance = instance
         self.ports: set[str] = set()
-        self.revoked: dict[int, Port] = {}  # by fence; the holder does not know yet
+        self.revoked: dict[Port, None] = {}  # in order; the holder does not know yet
 
     def begin(self, incarnation: int, token: str, ttl: int) -> None:
         self.incarnation = incarnation
@@ -161,6 +169,8 @@ class Space:
         self._seen: int | None = None
         self._clock = 0
         self._fence = 0
+        self._born = 0
+        self._recovering = 0  # until then on the lease clock nothing is given out
         self._leases: dict[int, _Lease] = {}
         self._names: dict[str, int] = {}
         self._ports: dict[str, _Port] = {}
@@ -176,10 +186,18 @@ class Space:
 
     # ---------------------------------------------------------------- steps
 
-    def open(self, now: int, instance: str, token: str, ttl: int, supersede: int = 0) -> Opened | Occupied:
-        if self._seen is None:
+    def open(
+        self, now: int, instance: str, token: str, ttl: int, supersede: int = 0, knew: int = 0
+    ) -> Opened | Occupied:
+        fresh = self._seen is None
+        if fresh:
             self._seen = now
         self._visit(now)
+        if knew > self._fence:
+            self._fence = knew
+            self._recovering = max(self._recovering, self._clock + ttl)
+        elif 0 < knew < self._born:
+            self._recovering = max(self._recovering, ttl)  # the lease clock began with the space
         lease = self._leases.get(self._names.get(instance, 0))
         if lease is None or lease.expires <= self._clock:
             id = self._next_fence(now)
@@ -187,6 +205,8 @@ class Space:
             self._names[instance] = id
             lease.begin(id, token, ttl)
             self._prolong(lease)
+            if fresh:
+                self._born = id
         elif lease.token != token:
             if lease.incarnation != supersede:
                 return Occupied(lease.incarnation, lease.token)
@@ -196,7 +216,7 @@ class Space:
 
     def acquire(
         self, now: int, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         backlog = self._visit(now)
         lease = self._live(holder)
         if not isinstance(lease, _Lease):
@@ -211,6 +231,10 @@ class Space:
             return Stale(number)
         if number < lease.floor:
             return Stale(number)
+        if self._clock < self._recovering:
+            lease.settle(request.floor)
+            lease.done[number] = None
+            return Recovering(self._recovering - self._clock)
         ticket = 0 if wait is None else self._ticket(lease, wait)
 
         picked = self._pick(asks, ticket)
@@ -247,6 +271,49 @@ class Space:
         granted = lease.done[number] = Granted(tuple(ports), now)
         return granted
 
+    def claim(self, now: int, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        self._visit(now)
+        lease = self._live(holder)
+        if not isinstance(lease, _Lease):
+            return lease
+        number = request.number
+        if number >= lease.floor and number not in lease.done:
+            lease.settle(request.floor)
+            lease.done[number] = None  # a late copy takes nothing back
+            taken = [self._take_back(now, lease, claim) for claim in claims]
+            if any(taken) and self._clock >= self._recovering:
+                self._recovering = self._clock + lease.ttl
+        return Claimed(tuple(claim.port for claim in claims if not self._held_names(lease, (claim.port,))))
+
+    def _take_back(self, now: int, lease: _Lease, claim: Claim) -> bool:
+        """Whether it was lost."""
+        number, protocol, fence = claim.port
+        name = member(protocol, number)
+        in_the_way = {other: self._ports[other] for other in self._in_the_way(protocol, number)}
+        own = in_the_way.get(name)
+        if own is not None and own.lease is lease and own.fence == fence and own.state == "held":
+            return False
+        if claim.port in lease.revoked:  # it was not lost
+            return False
+        for port in in_the_way.values():
+            if port.fence > fence:
+                return True
+            # Two may have the same fence when the store lost one of them, and its time went back.
+            if port.fence == fence and port.state == "held" and port.lease.instance != lease.instance:
+                return True
+        for other, port in in_the_way.items():
+            if port.state == "held" and port.lease is not lease and port.fence != fence:
+                kind, _ = parse_member(other)
+                port.lease.revoked[Port(number, kind, port.fence)] = None
+            self._free(other)
+        self._set_taken(protocol, number, 1)
+        self._ports[name] = _Port(lease, fence, min(fence, now), claim.ask)
+        lease.ports.add(name)
+        if claim.ask.limit:
+            _count_up(self._owned, (claim.ask.range, claim.ask.owner))
+        self._fence = max(self._fence, fence)
+        return True
+
     def renew(self, now: int, renewal: Renewal) -> Renewed | Gone:
         backlog = self._visit(now)
         lease = self._live(renewal.holder)
@@ -262,11 +329,13 @@ class Space:
                 lease.done[number] = None
         for ticket in renewal.left:
             self._leave_own(lease, ticket)
-        for fence in renewal.heard:
-            lease.revoked.pop(fence, None)
+        if renewal.heard:
+            for port in [port for port in lease.revoked if port.fence in renewal.heard]:
+                del lease.revoked[port]
         lease.settle(renewal.floor)
         self._prolong(lease)
-        return Renewed(backlog, tuple(lease.revoked.values()))
+        doubt = renewal.ports not in (-1, len(lease.ports))
+        return Renewed(backlog, tuple(lease.revoked), doubt)
 
     def release(self, now: int, holder: Holder, ports: Iterable[Port]) -> Released | Gone:
         self._visit(now)
@@ -276,7 +345,7 @@ class Space:
         if not lease.revoked:
             return Released(self._release(lease, ports))
         asked = list(ports)
-        revoked = dict.fromkeys(port for port in asked if lease.revoked.get(port.fence) == port)
+        revoked = dict.fromkeys(port for port in asked if port in lease.revoked)
         return Released(self._release(lease, asked), tuple(revoked))
 
     def mark_foreign(
@@ -317,7 +386,7 @@ class Space:
         if port is None or (port.fence, port.state) != (seen.fence, seen.state):
             return False
         if port.state == "held":
-            port.lease.revoked[port.fence] = Port(seen.number, seen.protocol, port.fence)
+            port.lease.revoked[Port(seen.number, seen.protocol, port.fence)] = None
             self._cool(name, max(self._clock + port.ask.quarantine, port.lease.expires))
         else:
             self._free(name)
@@ -352,7 +421,10 @@ class Space:
 
     # ---------------------------------------------------------------- reads
 
-    def preview(self, now: int, asks: Sequence[Ask]) -> Granted | Full:
+    def preview(self, now: int, asks: Sequence[Ask]) -> Granted | Full | Recovering:
+        left = self._recovering - self._clock_at(now)
+        if left > 0:
+            return Recovering(left)
         picked = self._pick(asks, 0, dry_run=True)
         if isinstance(picked, _Refused):
             clock = self._clock_at(now)
@@ -369,7 +441,7 @@ class Space:
         return Held(tuple(self._port_view(name, now, self._clock) for name in names[:limit]), len(names) >= limit)
 
     def empty(self) -> bool:
-        return not (self._leases or self._ports or self._queue)
+        return not (self._leases or self._ports or self._queue or self._clock < self._recovering)
 
     def has(self, instance: str) -> bool:
         return instance in self._names
@@ -382,7 +454,8 @@ class Space:
             for _, lease in sorted(self._leases.items())
         )
         ports = (self._port_view(name, now, clock) for name in sorted(self._ports))
-        return SpaceView(self.name, self._fence, tuple(leases), tuple(ports), len(self._queue))
+        left = max(0, self._recovering - clock)
+        return SpaceView(self.name, self._fence, tuple(leases), tuple(ports), len(self._queue), left)
 
     # ---------------------------------------------------------------- time
 
@@ -620,9 +693,13 @@ class Space:
 
     def _live(self, holder: Holder) -> _Lease | Gone:
         lease = self._leases.get(holder.lease)
+        if lease is None and not self._born <= holder.lease <= self._fence:
+            return _UNKNOWN
         if lease is None or lease.expires <= self._clock:
             return _GONE
-        return lease if lease.incarnation == holder.incarnation else _SUPERSEDED
+        if lease.incarnation == holder.incarnation:
+            return lease
+        return _SUPERSEDED if holder.incarnation < lease.incarnation else _UNKNOWN  # it lost the takeover
 
     def _first_ports(self, lease: _Lease, limit: int) -> list[str]:
         return sorted(lease.ports)[:limit] if len(lease.ports) <= limit else heapq.nsmallest(limit, lease.ports)

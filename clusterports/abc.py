@@ -9,9 +9,14 @@ Units: all times are integers in microseconds; durations and the lease clock nev
 spans are inclusive.
 
 Refusals are replies, failures are exceptions. A step that was refused for a reason that lies in the space
-(`Gone`, `Stale`, `Full`, `Queued`, `Occupied`) is an ordinary reply, and changed nothing but the space's own progress
-(clock, reclaim). A store that cannot be reached, refuses the password or keeps damaged data raises a
+(`Gone`, `Stale`, `Full`, `Queued`, `Recovering`, `Occupied`) is an ordinary reply, and changed nothing but the space's
+own progress (clock, reclaim). A store that cannot be reached, refuses the password or keeps damaged data raises a
 :class:`~clusterports.errors.BackendError`.
+
+Lost data. A store may come back with less than it knew: it was restarted empty, or from an old copy, or another took
+over that lacks the last writes. Fences tell. Lease ids, incarnations and fences of a space come from one counter that
+only grows, so a space knows which of them it can have given. A holder whose lease it cannot know, or that misses
+ports of its own, opens the lease again and claims what it holds, and meanwhile the space gives nothing out (S7).
 
 Repetition: a caller that got no reply may send the same request again, and a network may deliver it twice or
 late. Every step is safe under that (see each method), so a backend may retry on its own until ``timeout``.
@@ -37,6 +42,8 @@ __all__ = [
     "AsyncWatch",
     "Backend",
     "Capability",
+    "Claim",
+    "Claimed",
     "Closed",
     "Driver",
     "Finding",
@@ -54,6 +61,7 @@ __all__ = [
     "Protocol4",
     "Queued",
     "Reclaimed",
+    "Recovering",
     "Released",
     "Renewal",
     "Renewed",
@@ -140,9 +148,17 @@ class Port(NamedTuple):
     fence: int
 
 
+class Claim(NamedTuple):
+    """A port that the caller holds, and how it was asked for: of the `Ask` only what matters after the grant."""
+
+    port: Port
+    ask: Ask
+
+
 class Renewal(NamedTuple):
     """One heartbeat for one space. ``abandoned``: requests whose outcome the caller never learned. ``left``: tickets
-    that it has no use for any more. ``heard``: fences of ports that `Renewed.revoked` told it of.
+    that it has no use for any more. ``heard``: fences of ports that `Renewed.revoked` told it of. ``ports``: how many
+    it holds, if it is sure; else -1.
     """
 
     space: str
@@ -151,6 +167,7 @@ class Renewal(NamedTuple):
     abandoned: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
     heard: tuple[int, ...] = ()
+    ports: int = -1
 
 
 class Opened(NamedTuple):
@@ -200,13 +217,28 @@ class Queued(NamedTuple):
     due_in: int
 
 
+class Recovering(NamedTuple):
+    """The space lost what it knew, and gives nothing out for another ``left``, so that holders can claim theirs."""
+
+    left: int
+
+
+class Claimed(NamedTuple):
+    """The ports that the lease holds now, but for ``refused``: somebody was given these after they were lost."""
+
+    refused: tuple[Port, ...] = ()
+
+
 class Renewed(NamedTuple):
     """The lease runs for another full TTL. ``backlog``: the space has more to reclaim now. ``revoked``: ports that were
-    taken from the lease by force, by fence; told with every heartbeat until the holder has `Renewal.heard` of them.
+    taken from the lease by force, or claimed by one with a higher fence; told with every heartbeat until the holder has
+    `Renewal.heard` of them. ``doubt``: the lease may not hold what the caller thinks. It has another number of
+    ports than `Renewal.ports`, or the store was restarted, or another took over, since the caller's last heartbeat.
     """
 
     backlog: bool
     revoked: tuple[Port, ...] = ()
+    doubt: bool = False
 
 
 class Released(NamedTuple):
@@ -237,9 +269,13 @@ class Reclaimed(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """There is no such lease. ``reason`` says whether it expired or was taken over by a newer incarnation."""
+    """There is no such lease. ``reason``: it expired; or was taken over by a newer incarnation; or it is one that this
+    space has not given, so the store lost what it knew. ``doubt``: it may have lost it in any case: it was restarted,
+    or another took over, since the caller's last heartbeat.
+    """
 
-    reason: Literal["expired", "superseded"]
+    reason: Literal["expired", "superseded", "unknown"]
+    doubt: bool = False
 
 
 class Stale(NamedTuple):
@@ -290,13 +326,16 @@ class PortView(NamedTuple):
 
 
 class SpaceView(NamedTuple):
-    """A space as it stands: leases by id, ports by protocol and number; ``waiting``: how many places are taken."""
+    """A space as it stands: leases by id, ports by protocol and number; ``waiting``: how many places are taken.
+    ``recovering``: how long it gives nothing out, because it lost what it knew.
+    """
 
     space: str
     fence: int
     leases: tuple[LeaseView, ...]
     ports: tuple[PortView, ...]
     waiting: int = 0
+    recovering: int = 0
 
 
 class Finding(NamedTuple):
@@ -361,7 +400,15 @@ class Backend(ABC):
 
     @abstractmethod
     def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
         """Open the lease of an instance on a space, or resume it.
 
@@ -373,24 +420,37 @@ class Backend(ABC):
 
         ``bound``: nobody will come back under this name once the calling process is dead. A store that can see that
         may end the lease then (`Capability.DEATHS`); for others it runs out in its time.
+
+        ``knew``: the highest fence that the caller knows of this space, 0: none. If the space is too new for it, or has
+        not come to it yet, it lost what it knew: it is `Recovering` for ``ttl``, and fences go on from there.
         """
 
     @abstractmethod
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         """Give all of the asks, or nothing.
 
         A request number that was granted before is answered with the same ports, and one that was `Queued` with the
-        same ticket while its place is kept; one that was answered `Full`, was abandoned, or is below the lease's floor
-        is `Stale`: begin again with a new number.
+        same ticket while its place is kept; one that was answered `Full` or `Recovering`, was abandoned, or is below
+        the lease's floor is `Stale`: begin again with a new number.
 
         Places in the queue are in the order of tickets. Nothing is given from spans that somebody before it waits
         for. With ``wait`` there must be one ask alone. One that would pass the owner's limit does not wait.
         """
 
     @abstractmethod
-    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        """Take back ports that the store has lost, under the fences by which they were granted; at most 250 at a time.
+
+        One for which somebody was given a higher fence since is refused; whoever has it with a lower fence loses it,
+        and is told by `Renewed.revoked`. Ports that the lease has already stay. If there was anything to take back, the
+        space is `Recovering` for the lease's TTL. A number that was settled or abandoned changes nothing, and is
+        answered with what is held now.
+        """
+
+    @abstractmethod
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         """What :meth:`acquire` would give now, with 0 for fences and time. Reads only: nothing is reclaimed."""
 
     @abstractmethod
@@ -507,18 +567,30 @@ class AsyncBackend(ABC):
 
     @abstractmethod
     async def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
         """See :meth:`Backend.open`."""
 
     @abstractmethod
     async def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         """See :meth:`Backend.acquire`."""
 
     @abstractmethod
-    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    async def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        """See :meth:`Backend.claim`."""
+
+    @abstractmethod
+    async def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         """See :meth:`Backend.preview`."""
 
     @abstractmethod

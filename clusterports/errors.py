@@ -12,8 +12,10 @@
     │       └── PortBusy            something on this machine has it
     ├── LeaseLost                   the lease is gone, and with it these allocations
     └── BackendError                the store
+        ├── BackendRecovering       the store lost what it knew; holders get time to say what they hold
         ├── BackendUnavailable      not reached, or not able to answer, within the time given
-        └── IncompatibleSchema      the server or its data is of a version that this client cannot use
+        ├── IncompatibleSchema      the server or its data is of a version that this client cannot use
+        └── NotReplicated           fewer copies than asked for have what was granted, so it was undone
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllocationError",
     "BackendError",
+    "BackendRecovering",
     "BackendUnavailable",
     "BindError",
     "ClusterPortsError",
@@ -37,6 +40,7 @@ __all__ = [
     "ImpossibleRequest",
     "IncompatibleSchema",
     "LeaseLost",
+    "NotReplicated",
     "PortBusy",
     "PortInUse",
     "PortsExhausted",
@@ -190,6 +194,28 @@ class BackendUnavailable(BackendError):
     def __init__(self, message: str, *, unknown: bool = False) -> None:
         super().__init__(message)
         self.unknown = unknown
+
+
+class BackendRecovering(BackendError):
+    """The store lost what it knew of a host. Holders say what they hold with their next heartbeat; until they have had
+    the time to, nothing is given out there.
+
+    ``left``: seconds after which it is, unless more is found missing.
+    """
+
+    def __init__(self, where: str, left: float) -> None:
+        super().__init__(
+            f"The store lost what it knew {where}; no port is given out there for another {max(0.0, left):.1f} s,"
+            " so that those who hold some can say so"
+        )
+        self.left = left
+
+
+class NotReplicated(BackendError):
+    """What was granted did not reach as many replicas, or disks, as was asked for, and was undone.
+
+    ``unknown`` is True when it could not be undone yet; then the next heartbeat does.
+    """
 
 
 class IncompatibleSchema(BackendError):

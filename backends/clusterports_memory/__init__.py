@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from clusterports.abc import (
         Ask,
+        Claim,
+        Claimed,
         Closed,
         Full,
         Gone,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         PortView,
         Queued,
         Reclaimed,
+        Recovering,
         Released,
         Renewal,
         Renewed,
@@ -159,21 +162,34 @@ class MemoryBackend(Backend):
         self._store = store or Store()
 
     def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
         store = self._store
         with store.lock:
             opened = store.spaces.setdefault(space, store.space(space))
-            return opened.open(store.clock(), instance, token, ttl, supersede)
+            return opened.open(store.clock(), instance, token, ttl, supersede, knew)
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         store = self._store
         with store.lock:
             return store.space(space).acquire(store.clock(), holder, request, asks, wait)
 
-    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        store = self._store
+        with store.lock:
+            return store.space(space).claim(store.clock(), holder, request, claims)
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         store = self._store
         with store.lock:
             return store.space(space).preview(store.clock(), asks)

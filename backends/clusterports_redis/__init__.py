@@ -1,4 +1,12 @@
-"""Redis and Valkey: ``redis://``, ``rediss://`` (TLS), ``unix://``, and the same with ``valkey``.
+"""Redis and Valkey, by URL:
+
+- ``redis://host:6379/0``, with TLS ``rediss://``; ``unix:///path``
+- ``redis+sentinel://host:26379,host:26379/service/0``: the primary that sentinels name; with TLS to both,
+  ``rediss+sentinel://``. User and password are for the servers; the options ``sentinel_username`` and
+  ``sentinel_password`` for the sentinels
+- ``redis+cluster://host:6379,host:6379``: some nodes, through which all others are found; with TLS ``rediss+cluster://``
+
+and the same with ``valkey`` (``valkeys`` for TLS).
 
 Needs Redis 7.0 or Valkey 7.2, or newer. Nothing of redis-py is loaded before a backend is made.
 """

@@ -15,13 +15,17 @@ from clusterports.abc import AsyncWatch
 from clusterports.errors import ConfigurationError
 
 from . import _wire as wire
-from ._failures import Unreached, points_elsewhere, too_old
-from ._url import connection_arguments, place, unfit
+from ._failures import Fate, Unreached, fate, points_elsewhere, too_old
+from ._url import Address, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CallersClient", "OwnConnections", "Subscription"]
+    from ._url import Target
+
+__all__ = ["FAILURES", "CallersClient", "OwnConnections", "Subscription", "session"]
+
+FAILURES: Final = (redis_errors.RedisError, Unreached, OSError)
 
 _IDLE: Final = 64
 """How many connections wait for the next call; a burst may use more for a moment."""
@@ -32,16 +36,17 @@ class OwnConnections:
 
     A call takes one and gives it back; one on which a call was cut short is closed. redis-py's pool asks each
     connection whether it is still alive, which costs a fifth of a call; here a dead one is found by using it,
-    which is safe because every request may be repeated.
+    which is safe because every request may be repeated. Where there are sentinels, each new one goes to whom they name.
     """
 
-    def __init__(self, url: str, socket_timeout: float) -> None:
-        self.where = place(url)
-        arguments = connection_arguments(url, socket_timeout)
+    def __init__(self, target: Target) -> None:
+        self.where = target.where
+        arguments = dict(target.arguments)
         if arguments.get("connection_class") is not None:  # async-only
             arguments["connection_class"] = _own_class(arguments["connection_class"])
         self._class = arguments.pop("connection_class", Connection)
         self._arguments = arguments
+        self._sentinels = _Sentinels(self._class, target) if target.kind == "sentinel" else None
         self._idle: deque[Any] = deque()
         self._closed = False
         self._pid = os.getpid()
@@ -81,6 +86,14 @@ class OwnConnections:
         await self._put_back(connection, *(reply for reply in replies if isinstance(reply, BaseException)))
         return replies
 
+    async def together(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """As `calls`, and all of them on the one connection that the first command's key calls for."""
+        return await self.calls(commands)
+
+    async def sessions(self, keys: Sequence[str]) -> list[str]:
+        """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
+        return [await session(self)] * len(keys)
+
     def pubsub(self) -> Any:
         """For one who waits. redis-py may repeat a subscription as it likes."""
         from redis.asyncio.client import PubSub
@@ -99,6 +112,17 @@ class OwnConnections:
             return self._idle.pop()
         except IndexError:
             pass
+        if self._sentinels is None:
+            return await self._connect()
+        address = await self._sentinels.primary()
+        self._arguments = {**self._arguments, "host": address.host, "port": address.port}
+        try:
+            return await self._connect(master=True)
+        except BaseException:
+            self._sentinels.distrust()
+            raise
+
+    async def _connect(self, *, master: bool = False) -> Any:
         connection = self._class(**self._arguments)
         try:
             await connection.connect()
@@ -107,6 +131,9 @@ class OwnConnections:
                 server = await connection.read_response()
             except redis_errors.ResponseError:  # a user who may not ask: the first script will tell
                 server = {}
+            if master and server.get("role", "master") != "master":
+                spot = Address(connection.host, connection.port)
+                raise redis_errors.ReadOnlyError(f"{spot}, which the sentinels name, is a {server['role']}")
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, (redis_errors.RedisError, OSError)):
@@ -141,6 +168,60 @@ class OwnConnections:
             await connection.disconnect(nowait=True)
 
 
+class _Sentinels:
+    """Those who know the address of the primary.
+
+    redis-py's client asks for the state of all that they watch instead, and takes a primary that the sentinel it asks
+    finds silent for none.
+    """
+
+    def __init__(self, connection_class: Any, target: Target) -> None:
+        self._class = connection_class
+        self._service = target.service
+        self._seeds = target.seeds
+        others = ("connection_class", "username", "password", "db", "credential_provider")
+        self._arguments = {name: value for name, value in target.arguments.items() if name not in others}
+        for name in ("socket_timeout", "socket_connect_timeout"):  # for all of them
+            self._arguments[name] /= len(self._seeds)
+        self._arguments.update(target.login)
+
+    async def primary(self) -> Address:
+        """As the first says that answers.
+
+        :raises Unreached: none does, or none knows the service.
+        """
+        said = []
+        refused: Exception | None = None
+        for seed in self._seeds:
+            try:
+                found = await self._ask(seed)
+            except (redis_errors.RedisError, OSError) as error:
+                said.append(f"{seed}: {error}")
+                if fate(error) is Fate.FATAL:
+                    error.args = (f"the sentinel at {seed} says: {error}",)
+                    refused = error
+                continue
+            if found:
+                self._seeds = (seed, *(other for other in self._seeds if other != seed))
+                return Address(found[0], int(found[1]))
+            said.append(f"{seed} does not know it")
+        nobody = f"no sentinel names a primary of {self._service}: {'; '.join(said)}"
+        raise Unreached(refused or redis_errors.ConnectionError(nobody))
+
+    def distrust(self) -> None:
+        """What the first said led nowhere; ask another next time."""
+        self._seeds = (*self._seeds[1:], self._seeds[0])
+
+    async def _ask(self, seed: Address) -> Any:
+        connection = self._class(**self._arguments, host=seed.host, port=seed.port)
+        try:
+            await connection.connect()
+            await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+            return await connection.read_response()
+        finally:
+            await connection.disconnect(nowait=True)
+
+
 class CallersClient:
     """A redis client that the caller made (also fakeredis). Whatever it retries is harmless here."""
 
@@ -163,6 +244,21 @@ class CallersClient:
             pipe.execute_command(*command)
         replies: list[Any] = await pipe.execute(raise_on_error=False)
         return replies
+
+    async def together(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """As `calls`, and all of them on the one connection that the first command's key calls for."""
+        from redis.asyncio.cluster import RedisCluster
+
+        if isinstance(self._client, RedisCluster):
+            raise ConfigurationError(
+                "client: a RedisCluster cannot keep several commands on one connection;"
+                " pass a URL instead, like redis+cluster://host:6379"
+            )
+        return await self.calls(commands)
+
+    async def sessions(self, keys: Sequence[str]) -> list[str]:
+        """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
+        return [await session(self)] * len(keys)
 
     def pubsub(self) -> Any:
         """With a connection of its own: a pool may have few, and a heartbeat must not lack one for those who wait."""
@@ -219,3 +315,18 @@ def _own_class(connection_class: Any) -> Any:  # async-only
     from redis.asyncio import connection
 
     return getattr(connection, connection_class.__name__)
+
+
+async def session(link: OwnConnections | CallersClient) -> str:
+    """The run of the one server that it leads to; "" if that is not known."""
+    for _ in range(2):  # the first may meet a connection that has died
+        try:
+            info = await link.call("INFO", "server")
+        except redis_errors.ResponseError:  # a user who may not ask
+            break
+        except FAILURES:
+            continue
+        if isinstance(info, dict):
+            return str(info.get("run_id", ""))
+        return next((line[len("run_id:") :] for line in wire.text(info).splitlines() if line.startswith("run_id:")), "")
+    return ""

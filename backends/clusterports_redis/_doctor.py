@@ -17,6 +17,7 @@ from clusterports.abc import Finding, SpaceView
 from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
 
 from . import _wire as wire
+from ._compare import compare
 from ._failures import Unreached, code, translate
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ NEEDED: Final[tuple[tuple[str, ...], ...]] = (
     ("ZREM", _STATE, "m"),
     ("ZRANGE", _STATE, "0", "0"),
     ("ZCARD", _STATE),
+    ("ZSCORE", _STATE, "m"),
     ("ZLEXCOUNT", _STATE, "-", "+"),
     ("SETBIT", _BITS, "0", "0"),
     ("GETBIT", _BITS, "0"),
@@ -408,8 +410,18 @@ class _Doctor:
         names = sorted(listed | found)
         for start in range(0, len(names), AT_ONCE):
             part = names[start : start + AT_ONCE]
+            contradictory = set()
+            for one in compare(self.backend, part, mend=repair):
+                contradictory.add(one.space)
+                text = f"{_names([one.space])}: {one.text()}"
+                if repair:
+                    yield Finding("space", "ok", text, mended=True)
+                else:
+                    yield Finding("space", "error", text, "clusterports doctor --repair")
             for space, view in zip(part, self.backend.read(part), strict=True):
-                yield from seen.add(space, view)
+                findings = list(seen.add(space, view))
+                if repair or space not in contradictory:
+                    yield from findings
         newer = "use the newest clusterports everywhere"
         if seen.newer:
             yield Finding("schema", "error", f"{_names(seen.newer)}: not of version 1", newer)

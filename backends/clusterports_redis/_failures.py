@@ -70,6 +70,8 @@ _CODES: Final[dict[type[BaseException], str]] = {
     redis_errors.ClusterDownError: "CLUSTERDOWN",
     redis_errors.MasterDownError: "MASTERDOWN",
     redis_errors.TryAgainError: "TRYAGAIN",
+    redis_errors.MovedError: "MOVED",
+    redis_errors.AskError: "ASK",
     redis_errors.AuthenticationWrongNumberOfArgsError: "NOAUTH",
 }
 
@@ -120,6 +122,10 @@ def translate(error: BaseException, where: str) -> BackendError:
             return BackendError(f"The store at {where} refuses the login: {said}")
         case "NOPERM":
             return BackendError(f"The store at {where} forbids this user what is needed: {said}")
+        case "MOVED" | "ASK":
+            return BackendError(
+                f"The server at {where} is a node of a cluster: the URL must be like redis+cluster://host"
+            )
         case "OOM":
             return BackendError(f"The store at {where} is out of memory: {said}")
     return BackendError(f"The store at {where} answered with an error: {said}")

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 __all__ = ["SCRIPTS", "Script", "Scripts"]
 
 _NAMES: Final = (
-    *("open", "acquire", "preview", "renew", "release", "foreign", "force", "close", "reclaim", "drop", "held", "read"),
+    *("open", "acquire", "claim", "renew", "release", "foreign", "force", "close", "reclaim", "drop"),
+    *("preview", "held", "read", "check", "mend"),
 )
 
 
@@ -49,6 +50,7 @@ class Scripts:
     preview: Script
     renew: Script
     release: Script
+    claim: Script
     foreign: Script
     force: Script
     close: Script
@@ -56,6 +58,8 @@ class Scripts:
     drop: Script
     held: Script
     read: Script
+    check: Script
+    mend: Script
 
     def __init__(self, clock: str | None = None, *, flags: bool = True) -> None:
         self.clock = clock or _read("clock")

@@ -12,10 +12,11 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_
 
 from clusterports._space import Space
 from clusterports._text import show
-from clusterports.abc import Backend, Capability, Gone, Marked, Released, Watch
-from clusterports.errors import BackendError
+from clusterports.abc import Backend, Capability, Gone, Granted, Marked, Released, Renewal, Watch
+from clusterports.errors import BackendError, NotReplicated
 
 from . import _wire as wire
+from ._copies import NO_COPIES, Copies
 from ._failures import (
     Fate,
     Unreached,
@@ -29,17 +30,20 @@ from ._failures import (
     unavailable,
 )
 from ._scripts import SCRIPTS, Scripts
+from ._sync_cluster import ClusterConnections
 from ._sync_link import CallersClient, OwnConnections, Subscription
+from ._url import target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from clusterports.abc import (
         Ask,
+        Claim,
+        Claimed,
         Closed,
         Finding,
         Full,
-        Granted,
         Held,
         Holder,
         Occupied,
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
         PortView,
         Queued,
         Reclaimed,
-        Renewal,
+        Recovering,
         Renewed,
         Request,
         SpaceView,
@@ -78,41 +82,104 @@ class RedisBackend(Backend):
     capabilities = frozenset({Capability.PROCESSES, Capability.WAKES})
 
     def __init__(
-        self, connections: OwnConnections | CallersClient, *, timeout: float = 5.0, scripts: Scripts = SCRIPTS
+        self,
+        connections: OwnConnections | ClusterConnections | CallersClient,
+        *,
+        timeout: float = 5.0,
+        copies: Copies = NO_COPIES,
+        scripts: Scripts = SCRIPTS,
     ) -> None:
         self._link = connections
         self._timeout = timeout
+        self._copies = copies
+        self._patience = timeout / 4  # with copies; a connection gives up after half of the time
         self._scripts = scripts
+        self._sessions: dict[str, str] = {}  # which server answered the last heartbeat, by space
 
     @classmethod
     def connect(
-        cls, url: str = "", *, timeout: float = 5.0, client: Any = None, scripts: Scripts = SCRIPTS
+        cls,
+        url: str = "",
+        *,
+        timeout: float = 5.0,
+        client: Any = None,
+        min_replicas: int | None = None,
+        fsync: bool | None = None,
+        scripts: Scripts = SCRIPTS,
     ) -> RedisBackend:
-        link = CallersClient(client) if client is not None else OwnConnections(url, timeout / 2)
-        return cls(link, timeout=timeout, scripts=scripts)
+        """From a URL, or with the caller's own client. What is granted is handed out when so many replicas have it
+        (``min_replicas``), and when it is on disk (``fsync``); by default that is as the URL says.
+
+        :raises ConfigurationError: for a URL, a client or a value that can never work.
+        """
+        url, copies = Copies.of(url)
+        copies = copies.override(min_replicas, fsync)
+        link: CallersClient | ClusterConnections | OwnConnections
+        if client is not None:
+            link = CallersClient(client)
+        else:
+            where = target(url, timeout / 2)
+            link = ClusterConnections(where) if where.kind == "cluster" else OwnConnections(where)
+        return cls(link, timeout=timeout, copies=copies, scripts=scripts)
 
     # ---------------------------------------------------------------- steps
 
     def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
-        reply = self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede))
+        reply = self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede, knew))
         self._list(space)
+        for session in filter(None, self._answering([space])):
+            self._sessions.setdefault(space, session)
         return wire.reply_of(reply)  # type: ignore[no-any-return]
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         args = wire.acquire_args(holder, request, asks, wait)
+        if self._copies.wanted:
+            return self._acquire_copied(space, holder, request, wire.keys_for(space, asks), args)
         return wire.reply_of(self._run("acquire", wire.keys_for(space, asks), args))  # type: ignore[no-any-return]
 
-    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        args = wire.claim_args(holder, request, claims)
+        return wire.reply_of(self._run("claim", wire.keys(space), args))  # type: ignore[no-any-return]
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         reply = self._run("preview", wire.keys_for(space, asks), wire.preview_args(asks))
         return wire.reply_of(reply) if len(reply) > 1 else Space(space).preview(0, asks)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
         outcomes = self._batch("renew", [(wire.keys(renewal.space), wire.renew_args(renewal)) for renewal in renewals])
-        return [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
+        replies = [outcome if isinstance(outcome, BaseException) else wire.reply_of(outcome) for outcome in outcomes]
+        answered = [i for i, reply in enumerate(replies) if not isinstance(reply, BaseException)]
+        if answered:
+            self._doubt(renewals, replies, answered)
+        return replies
+
+    def _doubt(self, renewals: Sequence[Renewal], replies: list[Any], answered: list[int]) -> None:
+        """Say where another server answers than before, or the same after a restart: it may know less."""
+        sessions = self._answering([renewals[i].space for i in answered])
+        for i, session in zip(answered, sessions, strict=False):
+            space = renewals[i].space
+            if session and session != self._sessions.setdefault(space, session):
+                self._sessions[space] = session
+                replies[i] = replies[i]._replace(doubt=True)
+
+    def _answering(self, spaces: Sequence[str]) -> list[str]:
+        """Which run of which server answers for each space; nothing where it does not say."""
+        try:
+            return self._link.sessions([wire.keys(space)[0] for space in spaces])
+        except (redis_errors.RedisError, Unreached, OSError):
+            return []  # the next heartbeat will tell
 
     def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
         replies = self._in_parts("release", space, ports, lambda part: wire.release_args(holder, part))
@@ -233,6 +300,38 @@ class RedisBackend(Backend):
     def close(self) -> None:
         self._link.close()
 
+    # ---------------------------------------------------------------- copies
+
+    def _acquire_copied(
+        self, space: str, holder: Holder, request: Request, keys: tuple[str, ...], args: list[Any]
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
+        """What is granted counts when there are copies enough; otherwise it is undone."""
+        (outcome,) = self._repeat([("acquire", len(keys), *keys, *args)], self._with_copies)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        reply = wire.reply_of(outcome[0])
+        lack = self._copies.lack(outcome[1], self._patience) if isinstance(reply, Granted) else ""
+        if not lack:
+            return reply  # type: ignore[no-any-return]
+        error = NotReplicated(f"What the store at {self._link.where} granted was undone: {lack}")
+        undo = Renewal(space, holder, request.floor, (request.number,))
+        (undone,) = self._batch("renew", [(wire.keys(space), wire.renew_args(undo))])
+        error.unknown = isinstance(undone, BaseException)
+        raise error
+
+    def _with_copies(self, commands: Sequence[Any]) -> list[Any]:
+        """A script and the wait for its copies, on one connection: the server counts what that one wrote."""
+        (command,) = commands
+        script = getattr(self._scripts, command[0])
+        wait = self._copies.command(self._patience)
+        reply, waited = self._link.together([("EVALSHA", script.sha, *command[1:]), wait])
+        if not_known(reply):
+            reply = self._eval(command)
+            if not isinstance(reply, BaseException):  # the same request again, which is answered again
+                script = getattr(self._scripts, command[0])
+                reply, waited = self._link.together([("EVALSHA", script.sha, *command[1:]), wait])
+        return [reply if isinstance(reply, BaseException) else (reply, waited)]
+
     # ---------------------------------------------------------------- running scripts
 
     def _in_parts(
@@ -328,14 +427,16 @@ class RedisBackend(Backend):
         script = getattr(self._scripts, commands[0][0])
         replies = self._link.calls([("EVALSHA", script.sha, *command[1:]) for command in commands])
         unknown = [i for i, reply in enumerate(replies) if not_known(reply)]
-        if unknown:
+        while unknown:  # each node of a cluster has to be taught
             head, *rest = unknown
             replies[head] = self._eval(commands[head])
-            if rest and not isinstance(replies[head], BaseException):
-                script = getattr(self._scripts, commands[0][0])
-                again = self._link.calls([("EVALSHA", script.sha, *commands[i][1:]) for i in rest])
-                for i, reply in zip(rest, again, strict=True):
-                    replies[i] = reply
+            if not rest or isinstance(replies[head], BaseException):
+                break
+            script = getattr(self._scripts, commands[0][0])
+            again = self._link.calls([("EVALSHA", script.sha, *commands[i][1:]) for i in rest])
+            for i, reply in zip(rest, again, strict=True):
+                replies[i] = reply
+            unknown = [i for i in rest if not_known(replies[i])]
         return replies
 
     def _eval(self, command: Sequence[Any]) -> Any:

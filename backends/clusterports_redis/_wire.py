@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from clusterports._space import member, parse_member
 from clusterports.abc import (
     Ask,
+    Claimed,
     Closed,
     Full,
     Gone,
@@ -24,6 +25,7 @@ from clusterports.abc import (
     PortView,
     Queued,
     Reclaimed,
+    Recovering,
     Released,
     Renewed,
     SpaceView,
@@ -33,7 +35,7 @@ from clusterports.abc import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from clusterports.abc import Holder, Renewal, Request, Wait
+    from clusterports.abc import Claim, Holder, Renewal, Request, Wait
 
 __all__ = ["PREFIX", "SPACES", "keys"]
 
@@ -45,6 +47,7 @@ SPACES: Final = f"{PREFIX}spaces"
 
 PAGE: Final = 1000
 RELEASE_AT_ONCE: Final = 500
+CLAIM_AT_ONCE: Final = 250
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -114,8 +117,8 @@ def old_version(version: str) -> str:
 # -------------------------------------------------------------------- requests
 
 
-def open_args(instance: str, token: str, ttl: int, supersede: int) -> list[Any]:
-    return [instance_text(instance), token, ttl, supersede]
+def open_args(instance: str, token: str, ttl: int, supersede: int, knew: int) -> list[Any]:
+    return [instance_text(instance), token, ttl, supersede, knew]
 
 
 def acquire_args(holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None) -> list[Any]:
@@ -160,10 +163,20 @@ def _more(ask: Ask) -> str:
     return f"{ask.align} {ask.rotate} {ask.limit} {ask.explicit:d} {tag} {ask.range}"
 
 
+def claim_args(holder: Holder, request: Request, claims: Iterable[Claim]) -> list[Any]:
+    args: list[Any] = [holder.lease, holder.incarnation, request.number, request.floor]
+    for (number, protocol, fence), ask in claims:
+        counter = f"owned/{owner_tag(ask.range, ask.owner)}" if ask.limit else ""
+        args += (member(protocol, number), fence, _hold(ask), _note(holder.instance, ask), counter)
+    return args
+
+
 def renew_args(renewal: Renewal) -> list[Any]:
     args: list[Any] = [renewal.holder.lease, renewal.holder.incarnation, renewal.floor, *renewal.abandoned]
     if renewal.left or renewal.heard:
         args += [*(f"w{ticket}" for ticket in renewal.left), *(f"f{fence}" for fence in renewal.heard)]
+    if renewal.ports >= 0:
+        args.append(f"n{renewal.ports}")
     return args
 
 
@@ -240,15 +253,13 @@ def _held(reply: list[Any]) -> Held:
     return Held(ports, len(ports) == PAGE)
 
 
-def _revoked(reply: list[Any]) -> tuple[Port, ...]:
-    if len(reply) < 3:
-        return ()
-    revoked = []
-    for entry in reply[2].split(";"):
+def _ports(text: str) -> tuple[Port, ...]:
+    ports = []
+    for entry in text.split(";") if text else ():
         fence, _, name = entry.partition(" ")
         protocol, number = parse_member(name)
-        revoked.append(Port(number, protocol, int(fence)))
-    return tuple(revoked)
+        ports.append(Port(number, protocol, int(fence)))
+    return tuple(ports)
 
 
 _STATES: Final[dict[str, Literal["held", "cooling", "foreign"]]] = {"h": "held", "c": "cooling", "f": "foreign"}
@@ -276,8 +287,10 @@ def port_view(name: str, record: str, clock: int, now: int) -> PortView:
 
 _REPLIES: Final = {
     "GRANTED": _granted,
-    "RELEASED": lambda reply: Released(int(reply[1]), _revoked(reply)),
-    "RENEWED": lambda reply: Renewed(bool(reply[1]), _revoked(reply)),
+    "RELEASED": lambda reply: Released(int(reply[1]), _ports("".join(reply[2:]))),
+    "CLAIMED": lambda reply: Claimed(_ports(reply[1])),
+    "RENEWED": lambda reply: Renewed(bool(reply[1]), _ports(reply[2]), bool(reply[3])),
+    "RECOVERING": lambda reply: Recovering(int(reply[1])),
     "RECLAIMED": lambda reply: Reclaimed(bool(reply[1])),
     "CLOSED": lambda reply: Closed(bool(reply[1])),
     "FORCED": lambda reply: bool(reply[1]),
@@ -313,6 +326,7 @@ class SpaceReader:
         self.space = space
         self.cursor = "0"
         self._fence = 0
+        self._recovering = 0
         self._leases: dict[str, LeaseView] = {}
         self._ports: dict[str, PortView] = {}
         self._waiting: set[str] = set()
@@ -325,9 +339,9 @@ class SpaceReader:
 
         :raises Undecodable: for a record that no script has written.
         """
-        _, self.cursor, clock_text, now_text, fence, before, gap, *fields = text(reply)
+        _, self.cursor, clock_text, now_text, fence, before, gap, left, *fields = text(reply)
         clock, now = int(clock_text), int(now_text)
-        self._fence = int(fence)
+        self._fence, self._recovering = int(fence), int(left)
         for name, record in zip(fields[::2], fields[1::2], strict=True):
             kind, _, rest = name.partition("/")
             try:
@@ -344,4 +358,4 @@ class SpaceReader:
     def view(self) -> SpaceView:
         leases = sorted(self._leases.values())
         ports = tuple(port for _, port in sorted(self._ports.items()))
-        return SpaceView(self.space, self._fence, tuple(leases), ports, len(self._waiting))
+        return SpaceView(self.space, self._fence, tuple(leases), ports, len(self._waiting), self._recovering)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from clusterports.abc import (
         Ask,
+        Claim,
+        Claimed,
         Closed,
         Finding,
         Full,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         PortView,
         Queued,
         Reclaimed,
+        Recovering,
         Released,
         Renewal,
         Renewed,
@@ -88,10 +91,18 @@ class SqliteBackend(Backend):
     # ---------------------------------------------------------------- steps
 
     def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
         def step(found: StoredSpace, now: int) -> Opened | Occupied:
-            reply = found.open(now, instance, token, ttl, supersede)
+            reply = found.open(now, instance, token, ttl, supersede, knew)
             if isinstance(reply, Opened):
                 found.ties[reply.lease] = Tie(self.process, bound)
                 found.touch(reply.lease)
@@ -101,11 +112,22 @@ class SqliteBackend(Backend):
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         own = [ask._replace(labels=dict(ask.labels)) for ask in asks]  # written later too, and the caller's may change
         return self._step(space, lambda found, now: found.acquire(now, holder, request, own, wait), holder.lease)
 
-    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        own = [claim._replace(ask=claim.ask._replace(labels=dict(claim.ask.labels))) for claim in claims]
+
+        def step(found: StoredSpace, now: int) -> Claimed | Gone:
+            reply = found.claim(now, holder, request, own)
+            for lease in found._leases:  # one of them may have lost a port
+                found.touch(lease)
+            return reply
+
+        return self._step(space, step, holder.lease)
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         return self._look(space, lambda found, now: found.preview(now, asks))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:

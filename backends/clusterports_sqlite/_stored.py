@@ -28,7 +28,8 @@ __all__ = ["TABLES", "Damaged", "StoredSpace", "Tie", "is_empty", "remove", "wak
 TABLES: Final = """
 CREATE TABLE space (
     name TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, seen INTEGER NOT NULL,
-    clock INTEGER NOT NULL, fence INTEGER NOT NULL, wakes INTEGER NOT NULL,
+    clock INTEGER NOT NULL, fence INTEGER NOT NULL, born INTEGER NOT NULL, recovering INTEGER NOT NULL,
+    wakes INTEGER NOT NULL,
     leases INTEGER NOT NULL, ports INTEGER NOT NULL, places INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE lease (
@@ -215,7 +216,7 @@ class StoredSpace(Space):
         changed = self._save_leases(db, ids) | self._save_ports(db, ports) | self._save_places(db, places)
         last = [(name, range, self._last[range]) for range in touched.last]
         changed |= _write(db, "last", '"range"', last, [])
-        row = (self._seen, self._clock, self._fence)
+        row = (self._seen, self._clock, self._fence, self._born, self._recovering)
         if changed or self.stirred or row != self._row:
             self._save_own(db, row, ports)
         self._clean()
@@ -233,7 +234,7 @@ class StoredSpace(Space):
             db.execute("DELETE FROM change WHERE space = ? AND version < ?", (self.name, version - LOGGED))
         db.executemany("INSERT INTO change VALUES (?,?,?)", [(self.name, version, port) for port in ports or ("",)])
         sizes = len(self._leases), len(self._ports), len(self._queue)
-        db.execute("REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?)", (self.name, version, *row, self.wakes, *sizes))
+        db.execute("REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?,?,?)", (self.name, version, *row, self.wakes, *sizes))
 
     def _clean(self) -> None:
         for keys in vars(self._touched).values():
@@ -281,7 +282,7 @@ class StoredSpace(Space):
     def _lease_row(self, lease: _Lease) -> tuple[Any, ...]:
         (pid, start, where, boot), bound = self.ties[lease.id]
         done = [[number, _record(known)] for number, known in lease.done.items()]
-        revoked = list(lease.revoked.values())
+        revoked = list(lease.revoked)
         return (
             *(self.name, lease.id, lease.instance, int(self._names.get(lease.instance) == lease.id)),
             *(lease.incarnation, lease.token, lease.ttl, lease.nominal, lease.expires),
@@ -325,8 +326,10 @@ class StoredSpace(Space):
 
     def _restore(self, db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         before = self.version
-        _, self.version, self._seen, self._clock, self._fence, self.wakes, *sizes = row
-        self._row = row[2:5]
+        _, self.version, *own, self.wakes, _, _, _ = row
+        self._seen, self._clock, self._fence, self._born, self._recovering = own
+        sizes = list(row[-3:])
+        self._row = tuple(own)
         if not _are(int, *row[1:]):
             raise Damaged("the row of the space")
         self._restore_leases(self._select(db, "SELECT * FROM lease WHERE space = ?").fetchall())
@@ -372,7 +375,7 @@ class StoredSpace(Space):
         lease.begin(incarnation, token, ttl)
         lease.nominal, lease.expires, lease.floor = nominal, expires, floor
         lease.done = {number: _known(known) for number, known in json.loads(done)}
-        lease.revoked = {port.fence: port for port in map(_port, json.loads(revoked))}
+        lease.revoked = dict.fromkeys(map(_port, json.loads(revoked)))
         self._put_due(f"lease/{id}", expires)
         self.ties[id] = Tie(Process(pid, start, where, boot), bool(bound))
         self._lease_rows[id] = row
@@ -404,13 +407,11 @@ class StoredSpace(Space):
             rows = [row[1:] for row in changed if row[1] is not None]
         former: dict[int, _Lease] = {}
         asks: dict[str, Ask] = {}
-        fences = {self._restore_port(row, asks, former) for row in rows}
-        if len(fences) < len(rows):
-            raise Damaged("two ports have the same fence")
+        for row in rows:
+            self._restore_port(row, asks, former)
 
-    def _restore_port(self, row: tuple[Any, ...], asks: dict[str, Ask], former: dict[int, _Lease]) -> int:
-        """The port's fence. There may be tens of thousands of ports."""
-        fence: int
+    def _restore_port(self, row: tuple[Any, ...], asks: dict[str, Ask], former: dict[int, _Lease]) -> None:
+        """There may be tens of thousands of them."""
         _, name, state, lease_id, instance, fence, since, until, text = row
         protocol, number = parse_member(name)
         lease = self._leases.get(lease_id)
@@ -443,7 +444,6 @@ class StoredSpace(Space):
             self._put_due(name, until)
             if state == "foreign":
                 _count_up(self._foreign, ask.range)
-        return fence
 
 
 # -------------------------------------------------------------------- the file
@@ -463,8 +463,9 @@ def remove(db: sqlite3.Connection, name: str) -> None:
 
 
 def is_empty(db: sqlite3.Connection, name: str) -> bool:
-    """Whether there is nothing in a space."""
-    return all(
+    """Whether there is nothing in a space, and it is not recovering."""
+    recovering = "SELECT 1 FROM space WHERE name = ? AND clock < recovering"
+    return db.execute(recovering, (name,)).fetchone() is None and all(
         db.execute(f"SELECT 1 FROM {table} WHERE space = ? LIMIT 1", (name,)).fetchone() is None  # noqa: S608
         for table in ("lease", "port", "place")
     )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from clusterports._acompat import cancels  # async-only
 from clusterports._lease import monotonic
-from clusterports.abc import AsyncWatch, Full, Gone, Granted, Port, Queued, Wait
-from clusterports.errors import BackendError, BindError, ClusterPortsError
+from clusterports._names import where
+from clusterports.abc import AsyncWatch, Full, Gone, Granted, Port, Queued, Recovering, Wait
+from clusterports.errors import BackendError, BackendRecovering, BindError, ClusterPortsError
 from clusterports.probe import HeldSockets, check
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .allocator import AsyncAllocation, AsyncPortAllocator
 
-    Reply = Granted | Full | Queued | Gone | Stale
+    Reply = Granted | Full | Queued | Recovering | Gone | Stale
 
 __all__ = ["AsyncTaking"]
 
@@ -80,7 +81,7 @@ class AsyncTaking:
                     raise self._allocator._lost_error(lease, given)
                 forced = [port for port in given if port._revoked]
                 if forced:
-                    raise self._allocator._forced_error(lease, forced)
+                    raise self._allocator._taken_error(lease, forced)
         except ClusterPortsError as error:
             if isinstance(error, BackendError):
                 self._abandon(self._opened)
@@ -111,6 +112,8 @@ class AsyncTaking:
                     want.look_elsewhere(port.number for port, _ in refused)
                     if len(want.refused) >= TRIES:
                         raise want.none_free(0.0)
+                elif isinstance(reply, Recovering):
+                    raise BackendRecovering(where(want.plan.space), reply.left / 1e6)
                 elif reply.backlog and not looked:  # as it will be, once somebody has looked
                     looked = True
                     while (await backend.reclaim(want.plan.space)).backlog:
@@ -163,12 +166,17 @@ class AsyncTaking:
                             looked_at = monotonic()
                             for want in wants:
                                 want.look_again()
+                elif isinstance(answer, Recovering):
+                    if monotonic() >= self._until:
+                        raise BackendRecovering(where(lease.space), answer.left / 1e6)
+                    await self._sleep(watch, min(answer.left / 1e6, PAUSE))
                 elif isinstance(answer, Gone):
-                    allocator._gone(lease, answer)
-                    if reopened or answer.reason == "superseded":
-                        raise allocator._lost_error(lease, list(lease.ports.values()))
-                    reopened = True
-                    lease = await allocator._open(lease.space)
+                    if not await allocator._ours_again(lease, answer):
+                        allocator._gone(lease, answer)
+                        if reopened or answer.reason == "superseded":
+                            raise allocator._lost_error(lease, list(lease.ports.values()))
+                        reopened = True
+                        lease = await allocator._open(lease.space)
                 elif isinstance(answer, Full):
                     if not answer.backlog:
                         raise wants[answer.ask].refusal(answer, 0.0 if answer.why == "limit" else self._wait)

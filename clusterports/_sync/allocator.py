@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clusterports._acompat import Event, Lock, Worker
 from clusterports._backends import connect, intact
-from clusterports._lease import HeldPort, HostLease, Process, monotonic
+from clusterports._lease import FORCED, HeldPort, HostLease, Process, monotonic
 from clusterports._names import (
     CLUSTER_SPACE,
     check_name,
@@ -30,7 +30,7 @@ from clusterports._requests import Ranges, check_port, overlap
 from clusterports._text import show
 from clusterports._wants import Want, check_wait
 from clusterports._watchdog import Callbacks, Watchdog
-from clusterports.abc import Capability, Gone, Granted, Holder, Occupied, Port, Renewed
+from clusterports.abc import Capability, Claim, Gone, Granted, Holder, Occupied, Port, Renewed
 from clusterports.errors import (
     BackendError,
     BackendUnavailable,
@@ -51,7 +51,18 @@ if TYPE_CHECKING:
     from typing import Self
 
     from clusterports._requests import Plan
-    from clusterports.abc import Ask, Backend, Full, PortView, Protocol4, Queued, Stale, Wait
+    from clusterports.abc import (
+        Ask,
+        Backend,
+        Full,
+        Opened,
+        PortView,
+        Protocol4,
+        Queued,
+        Recovering,
+        Stale,
+        Wait,
+    )
     from clusterports.probe import Probe
     from clusterports.ranges import PortRange
     from clusterports.settings import Settings
@@ -63,6 +74,8 @@ logger = logging.getLogger("clusterports")
 
 BEATS_PER_TTL = 4
 """Heartbeats in one TTL: three in a row may fail before the lease is in jeopardy."""
+
+CLAIMED_AT_ONCE = 250
 
 
 class Allocation(HeldPort):
@@ -179,6 +192,7 @@ class PortAllocator:
         self._ended = False
         self._forks = Process.forks
         self._opening = Lock()
+        self._mending = Lock()
         self._wake = Event()
         self._heart: Worker | None = None
         self._watchdog = Watchdog(lambda: list(self._leases.values()), self._overdue)
@@ -344,18 +358,20 @@ class PortAllocator:
         lease.ports.pop(port.fence, None)
         if allocation._revoked:
             lease.unreleased.pop(port.fence, None)
-            raise self._forced_error(lease, [allocation])
+            raise self._taken_error(lease, [allocation])
         if lease.state == "lost":
             raise self._lost_error(lease, [allocation])
         self._discard_socket(allocation)
         reply = self._backend.release(lease.space, lease.holder, (port,))
+        if isinstance(reply, Gone) and self._ours_again(lease, reply):
+            reply = self._backend.release(lease.space, lease.holder, (port,))
         lease.unreleased.pop(port.fence, None)
         if isinstance(reply, Gone):
             self._gone(lease, reply)
             raise self._lost_error(lease, [allocation])
         if reply.revoked:
-            allocation._revoked = True
-            raise self._forced_error(lease, [allocation])
+            allocation._revoked = FORCED
+            raise self._taken_error(lease, [allocation])
 
     def force_release(self, host: str, number: int, protocol: Protocol4 = "tcp", *, fence: int | None = None) -> bool:
         """Take a port from whoever has it; for operators, where a job or its manager cannot do it any more.
@@ -431,7 +447,7 @@ class PortAllocator:
             self._closed = True
             self._leases.clear()
             return
-        with self._opening:  # a lease that is being opened comes first, and none after
+        with self._opening, self._mending:  # a lease that is being opened comes first, and none after
             self._closed = True
         if self._ended:
             return
@@ -528,27 +544,35 @@ class PortAllocator:
             raise self._superseded_error(space)
         for forfeited in [lease for lease in list(self._forfeited.values()) if lease.space == space]:
             self._forfeit(forfeited)
-        ttl = round(self.ttl * 1_000_000)
-        sent_at = monotonic()
-        # Never the same token twice: the attempt before may have opened a lease whose time began then, not now.
-        token = f"{self._process}{next(self._entered):08x}"
-        bound = not self._named  # else a process may come back under the name
-        reply = self._backend.open(space, self.instance, token=token, ttl=ttl, bound=bound)
-        while isinstance(reply, Occupied):
-            if self._outdated(space, reply):
-                self._superseded.add(space)
-                raise self._superseded_error(space)
-            seen = reply.incarnation
-            sent_at = monotonic()
-            reply = self._backend.open(space, self.instance, token=token, ttl=ttl, supersede=seen, bound=bound)
-            self._incarnations[space] = seen  # two that start at once: only one takes over from the other
-        self._incarnations[space] = reply.incarnation
-        holder = Holder(self.instance, reply.lease, reply.incarnation)
+        reply, holder, token, sent_at = self._take_lease(space, self._incarnations.get(space, 0))
         host = space_host(space) if is_host_space(space) else ""
         lease = HostLease(space, host, holder, self.ttl, sent_at, strict=self._strict, token=token)
         if reply.ports:
             self._find_again(lease)
         return lease
+
+    def _take_lease(self, space: str, knew: int) -> tuple[Opened, Holder, str, float]:
+        """Open a lease, or take it over from an older process: as whom, by which token, and when it was asked for."""
+        ttl = round(self.ttl * 1_000_000)
+        # Never the same token twice: the attempt before may have opened a lease whose time began then, not now.
+        token = f"{self._process}{next(self._entered):08x}"
+        bound = not self._named  # else a process may come back under the name
+        seen = 0
+        while True:
+            sent_at = monotonic()
+            reply = self._backend.open(
+                space, self.instance, token=token, ttl=ttl, supersede=seen, bound=bound, knew=knew
+            )
+            if seen:
+                self._incarnations[space] = seen  # two that start at once: only one takes over from the other
+            if not isinstance(reply, Occupied):
+                break
+            if self._outdated(space, reply):
+                self._superseded.add(space)
+                raise self._superseded_error(space)
+            seen = reply.incarnation
+        self._incarnations[space] = reply.incarnation
+        return reply, Holder(self.instance, reply.lease, reply.incarnation), token, sent_at
 
     def _outdated(self, space: str, other: Occupied) -> bool:
         """Whether the process that has the lease on this space is newer than we are, as far as one can tell."""
@@ -577,21 +601,28 @@ class PortAllocator:
         self._watchdog.start()
 
     def _find_again(self, lease: HostLease) -> None:
+        now = time.time()
+        for seen in self._listed(lease) or ():
+            port = Port(seen.number, seen.protocol, seen.fence)
+            since = now - seen.age / 1e6
+            allocation = Allocation(lease, port, seen.range, seen.owner, seen.labels, since, seen.host or lease.host)
+            allocation._allocator = self
+            lease.ports[port.fence] = allocation
+
+    def _listed(self, lease: HostLease) -> list[PortView] | None:
+        """What the store has under the lease; None when there is no such lease."""
+        found: list[PortView] = []
         after: Port | None = None
         more = True
-        now = time.time()
         while more:
             page = self._backend.held(lease.space, lease.holder, after)
             if isinstance(page, Gone):
-                return
-            for seen in page.ports:
-                after = Port(seen.number, seen.protocol, seen.fence)
-                host = seen.host or lease.host
-                since = now - seen.age / 1e6
-                allocation = Allocation(lease, after, seen.range, seen.owner, seen.labels, since, host)
-                allocation._allocator = self
-                lease.ports[after.fence] = allocation
+                return None
+            found += page.ports
             more = page.more
+            if more:
+                after = Port(found[-1].number, found[-1].protocol, found[-1].fence)
+        return found
 
     def _leave(self, lease: HostLease, release: bool) -> None:
         if lease.lose():  # from here on its ports are not valid
@@ -641,6 +672,79 @@ class PortAllocator:
             if self._on_jeopardy is not None:
                 self._callbacks.call(self._on_jeopardy, held)
 
+    # ---------------------------------------------------------------- lost data
+
+    def _ours_again(self, lease: HostLease, gone: Gone) -> bool:
+        """Whether a lease that the store did not know is ours all the same: it lost what it knew, and was told."""
+        if gone.reason != "superseded" and lease.state != "lost":
+            self._renew([lease])
+            self._mend(lease)
+        return lease.state != "lost"
+
+    def _mend(self, lease: HostLease, until: float = float("inf")) -> None:
+        """See that the store knows what we hold, where it may have lost it."""
+        with self._mending:
+            if self._closed or lease.state == "lost":
+                return
+            if lease.amiss == "gone":
+                try:
+                    _, holder, token, sent_at = self._take_lease(lease.space, lease.knew())
+                except LeaseLost:
+                    self._gone(lease, Gone("superseded"))
+                    return
+                lease.moved(holder, token, sent_at)
+                lease.amiss = "doubt"
+                logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
+            if lease.amiss == "doubt" and self._compare(lease, until):
+                lease.amiss = ""
+
+    def _compare(self, lease: HostLease, until: float) -> bool:
+        """Claim what the store lacks, and give back what it has too much. False: there is more to do."""
+        before = dict(lease.ports)
+        listed = self._listed(lease)
+        if listed is None:
+            lease.amiss = "gone"
+            return False
+        known = {port.fence: Port(port.number, port.protocol, port.fence) for port in listed}
+        lease.seen(known)
+        lease.give_back_strays()
+        lost = [port for fence, port in before.items() if fence not in known and fence in lease.ports]
+        for start in range(0, len(lost), CLAIMED_AT_ONCE):
+            if monotonic() >= until:
+                self._wake.set()
+                return False
+            if not self._claim(lease, lost[start : start + CLAIMED_AT_ONCE]):
+                return False
+        if lost:
+            logger.warning("ports that the store had lost were claimed again %s: %d", where(lease.space), len(lost))
+        return True
+
+    def _claim(self, lease: HostLease, ports: Sequence[HeldPort]) -> bool:
+        cluster = is_cluster_space(lease.space)
+        claims = [
+            Claim(Port(port.number, port.protocol, port.fence), self._ranges.booked(port, cluster=cluster))
+            for port in ports
+        ]
+        request = lease.begin()
+        try:
+            reply = self._backend.claim(lease.space, lease.holder, request, claims)
+        except BaseException:
+            lease.abandon(request.number)
+            raise
+        lease.settle(request.number)
+        if isinstance(reply, Gone):
+            lease.amiss = "gone"
+            return False
+        refused = {port.fence for port in reply.refused}
+        for port, claim in zip(ports, claims, strict=True):
+            if port.fence not in lease.ports and port.fence not in refused:  # it was released meanwhile
+                lease.unreleased[port.fence] = claim.port
+        taken = [port for port in (lease.ports.pop(fence, None) for fence in refused) if port is not None]
+        for port in taken:
+            port._revoked = "Given to another, after the store had lost them,"
+        self._tell_taken(lease, taken)
+        return True
+
     def _tell_lost(self, lease: HostLease) -> None:
         for port in list(lease.ports.values()):
             self._discard_socket(port)
@@ -652,10 +756,13 @@ class PortAllocator:
     def _revoke(self, lease: HostLease, ports: Iterable[Port]) -> None:
         """The store says that these were taken from us by force."""
         taken = [port for port in (lease.hear(fence) for _, _, fence in ports) if port is not None]
-        for port in taken:
+        self._tell_taken(lease, taken)
+
+    def _tell_taken(self, lease: HostLease, ports: list[HeldPort]) -> None:
+        for port in ports:
             self._discard_socket(port)
-        if taken:
-            error = self._forced_error(lease, taken)
+        if ports:
+            error = self._taken_error(lease, ports)
             logger.error("%s", error)
             if self._on_lost is not None:
                 self._callbacks.call(self._on_lost, error)
@@ -665,10 +772,12 @@ class PortAllocator:
         for port in given:
             if not port._revoked:
                 self.release(port)  # type: ignore[arg-type]
-        return self._forced_error(lease, [port for port in given if port._revoked])
+        return self._taken_error(lease, [port for port in given if port._revoked])
 
-    def _forced_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
-        message = f"Taken by force from instance {self.instance!r} {where(lease.space)}: {_numbers(allocations)}"
+    def _taken_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
+        message = (
+            f"{allocations[0]._revoked} from instance {self.instance!r} {where(lease.space)}: {_numbers(allocations)}"
+        )
         return LeaseLost(message, allocations=allocations, reason="revoked")
 
     def _lost_error(self, lease: HostLease, allocations: list[HeldPort]) -> LeaseLost:
@@ -681,7 +790,7 @@ class PortAllocator:
 
     def _ask(
         self, lease: HostLease, asks: Sequence[Ask], wait: Wait | None, opened: list[tuple[HostLease, int]]
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         """One request. It is in ``opened`` while it may have been carried out: to be settled or abandoned."""
         request = lease.begin()
         opened.append((lease, request.number))
@@ -773,6 +882,7 @@ class PortAllocator:
             started = monotonic()
             try:
                 healthy = self._renew_all()
+                self._mend_all(started + interval / 2)
             except BackendError as error:
                 logger.warning("no heartbeat: %s", error)
                 healthy = False
@@ -780,6 +890,10 @@ class PortAllocator:
                 logger.exception("the heartbeat failed; it goes on")
                 healthy = False
             pause = max(0.0, started + interval - monotonic()) if healthy else min(interval, self.ttl / 20)
+
+    def _mend_all(self, until: float) -> None:
+        for lease in [lease for lease in self._leases.values() if lease.amiss]:
+            self._mend(lease, until)
 
     def _renew_all(self) -> bool:
         healthy = self._renew(list(self._leases.values()))
@@ -798,11 +912,19 @@ class PortAllocator:
                 lease.renewed(renewal, sent_at)
                 if outcome.revoked:
                     self._revoke(lease, outcome.revoked)
+                if outcome.doubt:
+                    lease.amiss = lease.amiss or "doubt"
+                lease.give_back_strays()
                 if lease.renewal().abandoned:  # more than one heartbeat may undo
                     self._wake.set()
                 self._catch_up(lease, backlog=outcome.backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
             elif isinstance(outcome, Gone):
-                self._gone(lease, outcome)
+                if renewal.holder != lease.holder:  # it was opened anew meanwhile
+                    continue
+                if outcome.reason == "unknown" or (outcome.doubt and outcome.reason == "expired"):
+                    lease.amiss = "gone"
+                else:
+                    self._gone(lease, outcome)
             else:
                 healthy = False
                 logger.warning("no heartbeat %s: %s", where(lease.space), outcome)

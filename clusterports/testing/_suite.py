@@ -18,6 +18,8 @@ from clusterports.abc import (
     AsyncWatch,
     Backend,
     Capability,
+    Claim,
+    Claimed,
     Closed,
     Full,
     Gone,
@@ -32,6 +34,7 @@ from clusterports.abc import (
     PortView,
     Queued,
     Reclaimed,
+    Recovering,
     Released,
     Renewal,
     Renewed,
@@ -123,17 +126,30 @@ class _Blocking(Backend):
         self.capabilities = backend.capabilities
 
     def open(
-        self, space: str, instance: str, *, token: str, ttl: int, supersede: int = 0, bound: bool = False
+        self,
+        space: str,
+        instance: str,
+        *,
+        token: str,
+        ttl: int,
+        supersede: int = 0,
+        bound: bool = False,
+        knew: int = 0,
     ) -> Opened | Occupied:
-        call = self.asynchronous.open(space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound)
+        call = self.asynchronous.open(
+            space, instance, token=token, ttl=ttl, supersede=supersede, bound=bound, knew=knew
+        )
         return self._run(call)
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         return self._run(self.asynchronous.acquire(space, holder, request, asks, wait))
 
-    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full:
+    def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
+        return self._run(self.asynchronous.claim(space, holder, request, claims))
+
+    def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         return self._run(self.asynchronous.preview(space, asks))
 
     def mark_foreign(
@@ -209,7 +225,7 @@ class _Actor:
 
     def ask(
         self, *asks: Ask, number: int | None = None, floor: int | None = None, wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         if number is None:
             number = self.number = self.number + 1
         if wait is None:
@@ -1864,7 +1880,7 @@ class AsyncBackendConformance(_Conformance):
         assert [10] == numbers(_ports(one.ask(ask(10, 10), number=2, floor=1)))
 
 
-def _ports(reply: Granted | Full | Queued | Gone | Stale) -> tuple[Port, ...]:
+def _ports(reply: Granted | Full | Queued | Recovering | Gone | Stale) -> tuple[Port, ...]:
     assert isinstance(reply, Granted)
     return reply.ports
 

@@ -32,6 +32,7 @@ from clusterports import (
 from clusterports._names import host_space
 from clusterports.abc import Ask, Closed, Full, Granted, Holder, Opened, Released, Renewal, Request, Stale
 from clusterports_redis._sync_link import OwnConnections
+from clusterports_redis._url import target
 from clusterports_redis._wire import keys
 
 if TYPE_CHECKING:
@@ -624,7 +625,7 @@ def test_idle_connections_dropped_by_two() -> None:
                 other.join(PATIENCE)
             return super().pop()
 
-    link = OwnConnections("redis://127.0.0.1:1/0", 1.0)
+    link = OwnConnections(target("redis://127.0.0.1:1/0", 1.0))
     connections = [Connection(), Connection()]
     link._idle = Contested(connections)
     link._drop_idle()

@@ -1,110 +1,381 @@
 """Reads what the processes of a fault run wrote down, and says which guarantees they saw broken.
 
-Every process appends JSON lines to a file of its own. All run on one machine, so their monotonic clocks are one
-clock. An event has the time before it was asked for and the time at which its answer was there: what the store
-did, it did in between. Where the two ends differ, the end is taken that can only hide a breach, never invent one.
+Where the two ends of an event differ, the end is taken that can only hide a breach, never invent one. Each rule is a
+function of the history alone, and gives a breach a name that stays the same when events are left out that have no
+part in it. So the story of a breach is what is left when nothing more can be left out.
 """
 
 from __future__ import annotations
 
-import json
-import threading
-import time
+from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import asdict, dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from faults.story import shortest
+from faults.uses import GRAIN, KINDS, SHARE, Breach, History, Use, until_deadlines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["GRAIN", "Event", "Kind", "Recorder", "Use", "breaches", "overtakings", "read", "uses"]
+    from faults.history import Event
 
-Kind = Literal["granted", "released", "refused", "jeopardy", "recovered", "lost", "beat", "killed", "queued"]
+__all__ = ["breaches", "overtakings"]
+
+STORIES: Final = 20
+"""For so many breaches the story is sought; it takes a while."""
+
+Rule: TypeAlias = "Callable[[History], Iterator[Breach]]"
 
 
-GRAIN: Final = 0.001
-"""The store's clock moves in steps of a millisecond, so it may be behind by that much."""
+# -------------------------------------------------------------------- safety
 
 
-@dataclass(frozen=True)
-class Event:
-    """One thing that happened to one client; ``asked`` and ``answered`` in seconds of the monotonic clock.
+def shared(history: History) -> Iterator[Breach]:
+    """S1: at no moment do two hold one port. S7: where the store lost who has it, one of the two is told in time."""
+    by_port: dict[tuple[str, str, int], list[Use]] = defaultdict(list)
+    for use in (part for parts in history.reliances.values() for part in parts):
+        for kind in KINDS[use.granted.protocol]:
+            by_port[use.granted.host, kind, use.granted.number].append(use)
+    for (host, protocol, number), port_uses in sorted(by_port.items()):
+        open_uses: list[Use] = []
+        for use in sorted(port_uses, key=attrgetter("since")):
+            open_uses = [other for other in open_uses if use.since < other.until]
+            for other in open_uses:
+                one, two = other.granted, use.granted
+                if one == two or (one.fence == two.fence and one.instance == two.instance):
+                    continue
+                port, key = f"{number}/{protocol} on {host}", (one.fence, other.since, two.fence, use.since)
+                losses = history.losses(one.asked, two.answered)
+                if not losses:
+                    text = f"{port} was held twice: by {other}, and by {use}"
+                    yield history.breach("S1", text, (host, *key), one, two)
+                    continue
+                latest = _answers_for_a_ttl(history, max(use.since, *(loss.answered for loss in losses)))
+                if min(use.until, other.until) > latest:
+                    text = (
+                        f"{port} was held twice after a loss, and nobody was told by {latest:.3f}: {other}, and {use}"
+                    )
+                    yield history.breach("S7", text, (host, *key, latest), one, two)
+            open_uses.append(use)
 
-    ``granted``, ``released`` and ``refused`` (a release that raised LeaseLost) are of one port.
-    ``jeopardy``, ``recovered``, ``lost``, ``beat`` (a heartbeat that was confirmed) and ``killed`` are of all that
-    the client holds on the host, or everywhere when ``host`` is "". ``queued``: a place in the queue, by its ticket,
-    was taken or kept; a port that was given to one who waited has the ticket too.
+
+def _answers_for_a_ttl(history: History, since: float) -> float:
+    """When the store has been there for a whole TTL, from then on."""
+    end = since + history.ttl
+    for outage in history.by_kind["down"]:
+        if outage.asked < end and outage.answered > since:
+            end = max(end, outage.answered + history.ttl)
+    return end + history.slack
+
+
+def early_after_a_loss(history: History) -> Iterator[Breach]:
+    """S7: who knew the space takes nothing new there until the others have had a TTL to say what they hold."""
+    for loss in history.by_kind["emptied"]:
+        end = loss.asked + history.ttl - GRAIN
+        for grant in history.by_kind["granted"]:
+            if not (loss.answered <= grant.asked and grant.answered < end):
+                continue
+            known = [beat for beat in history.beats_of(grant.client, grant.host) if beat.answered < loss.asked]
+            known += [
+                other
+                for other in history.by_kind["granted"]
+                if (other.client, other.host) == (grant.client, grant.host) and other.answered < loss.asked
+            ]
+            if known:
+                early = end - grant.answered
+                text = f"{grant.client} knew {grant.host}, and was given a port {early:.3f} s too early after a loss"
+                yield history.breach("S7", text, (grant.host, grant.fence, loss.asked), grant)
+
+
+def fences(history: History) -> Iterator[Breach]:
+    """S3: who asked after another's answer was there has a higher fence, and no two have the same."""
+    by_host: dict[str, list[Event]] = defaultdict(list)
+    for grant in history.by_kind["granted"]:
+        by_host[grant.host].append(grant)
+    for host, grants in sorted(by_host.items()):
+        seen: dict[int, Event] = {}
+        for grant in grants:
+            other = seen.setdefault(grant.fence, grant)
+            if other is not grant:
+                text = f"fence {grant.fence} on {host} was given to {other.client} and to {grant.client}"
+                yield history.breach("S3", text, (host, grant.fence), other, grant)
+        answered = sorted(grants, key=attrgetter("answered"))
+        highest, index = answered[0], 0
+        for grant in grants:
+            while index < len(answered) and answered[index].answered < grant.asked:
+                highest = max(highest, answered[index], key=attrgetter("fence"))
+                index += 1
+            if index and grant.fence < highest.fence:
+                text = f"fences on {host} went back: {grant.client} got {grant.fence} after {highest.fence} was given"
+                yield history.breach("S3", text, (host, grant.fence, highest.fence), grant, highest)
+
+
+def strangers(history: History) -> Iterator[Breach]:
+    """S2: nobody frees what he does not hold, or frees it twice; nor what is another's by then; nor lives on when
+    another process has taken over his name.
+    """
+    held: dict[tuple[str, str, int], int] = defaultdict(int)
+    for kind in ("granted", "found"):
+        for event in history.by_kind[kind]:
+            held[event.client, event.host, event.fence] += 1
+    for event in history.by_kind["released"]:
+        port = f"{event.number}/{event.protocol} on {event.host}"
+        held[event.client, event.host, event.fence] -= 1
+        if held[event.client, event.host, event.fence] < 0:
+            key = (event.client, event.host, event.fence)
+            yield history.breach("S2", f"{event.client} released {port} that it did not hold", key, event)
+        for kind in KINDS[event.protocol]:
+            for other in history.grants.get((event.host, kind, event.number), ()):
+                later = other.fence > event.fence and other.answered < event.asked
+                relied = later and history.relied(event, other.answered)  # then it is S1 that is broken
+                if later and not relied and not history.losses(other.asked, event.asked):
+                    text = f"{event.client} released {port} with fence {event.fence}, and {other.client} had it by then"
+                    yield history.breach("S2", text, (event.host, event.fence, other.fence), event, other)
+    for event in history.by_kind["found"]:
+        for client in history.clients[event.instance]:
+            beats = history.beats_of(client, event.host) if client != event.client else []
+            if beats and beats[-1].asked > event.answered:
+                later_found = any(
+                    other.client == client and other.asked >= event.asked for other in history.by_kind["found"]
+                )
+                if not later_found:
+                    text = f"{client} renewed its lease on {event.host} after {event.client} had taken it over"
+                    yield history.breach("S2", text, (client, event.client, event.host, beats[-1].asked), event)
+
+
+def resurrected(history: History) -> Iterator[Breach]:
+    """S4, S5, S6, L1: what nobody knows of, or was given back, or had its time, is not held."""
+    given = {(event.host, event.fence): event for event in history.by_kind["granted"]}
+    freed = {(event.host, event.fence): event for event in history.by_kind["released"]}
+    for event in [*history.by_kind["found"], *history.by_kind["left"]]:
+        port = f"{event.number}/{event.protocol} on {event.host} with fence {event.fence}"
+        key = (event.event, event.host, event.fence)
+        back = freed.get((event.host, event.fence))
+        if back is not None and back.answered < event.asked:
+            if not history.losses(back.asked, event.asked, "rolled back"):
+                text = f"{port} was released by {back.client}, and is held again"
+                yield history.breach("S5", text, key, event, back)
+        elif event.event == "left" and (event.host, event.fence) in given:
+            text = f"{port} was given to {given[event.host, event.fence].client}, and is held at the end"
+            yield history.breach("L1", text, key, event, given[event.host, event.fence])
+        elif event.event == "left":
+            yield history.breach("S4", f"{port} is held at the end, and nobody was given it", key, event)
+
+
+# -------------------------------------------------------------------- liveness
+
+
+def too_early(history: History) -> Iterator[Breach]:
+    """L1, from below: a port whose holder went silent stays closed for TTL + quarantine from its last heartbeat.
+
+    The lease was renewed at the earliest when its last confirmed heartbeat was asked for; the next grant was made
+    at the latest when it was answered.
+    """
+    for use in _last_uses(history):
+        port = use.granted
+        if port.client not in history.watched:
+            continue
+        later = [
+            grant
+            for kind in KINDS[port.protocol]
+            for grant in history.grants.get((port.host, kind, port.number), ())
+            if grant.fence > port.fence
+        ]
+        grant = min(later, key=attrgetter("fence"), default=None)
+        if grant is None or history.losses(port.asked, grant.answered) or history.relied(port, grant.answered):
+            continue
+        if use.until <= grant.answered and use.end not in ("killed", "detached"):
+            continue
+        beat = history.last_beat(port.instance, port.host, grant.answered)
+        if beat is None:
+            continue
+        early = beat.asked + history.ttl + history.quarantine - grant.answered
+        if early > GRAIN:
+            fate = {"killed": "was killed", "detached": "left"}.get(str(use.end), "was silent")
+            text = (
+                f"{port.number}/{port.protocol} on {port.host} of {port.client}, which {fate},"
+                f" was given to {grant.client} {early:.3f} s too early"
+            )
+            yield history.breach("L1", text, (port.host, port.fence, grant.fence, beat.asked), port, grant)
+
+
+def _last_uses(history: History) -> Iterator[Use]:
+    """Of each fence the last use that was not taken over by another process."""
+    last = {(use.granted.host, use.granted.fence): use for use in history.uses}
+    yield from last.values()
+
+
+def too_late(history: History) -> Iterator[Breach]:
+    """L1, from above: what a dead holder had is free TTL + quarantine after its last heartbeat, or one TTL after the
+    first visit that followed its TTL, if that is later.
+    """
+    last = {(use.granted.host, use.granted.fence): use for use in _last_uses(history)}
+    for denial in history.by_kind["denied"]:
+        use = last.get((denial.host, denial.fence))
+        if use is None or use.end != "killed" or use.until > denial.asked:
+            continue
+        port = use.granted
+        beat = history.last_beat(port.instance, port.host)
+        if beat is None:
+            continue
+        expired = beat.answered + history.ttl
+        visits = (visit for visit in [*history.by_kind["beat"], denial] if visit.concerns(port.host))
+        first = min(visit.answered for visit in visits if visit.asked >= expired or visit is denial)
+        bound = max(expired + history.quarantine, first + history.ttl) + GRAIN
+        if denial.asked > bound and not history.losses(beat.asked, denial.asked, "rolled back"):
+            text = (
+                f"{port.number}/{port.protocol} on {port.host} of {port.client}, which was killed,"
+                f" was denied to {denial.client} {denial.asked - bound:.3f} s too late"
+            )
+            yield history.breach("L1", text, (port.host, port.fence, denial.asked, bound), port, denial)
+
+
+def robbed(history: History) -> Iterator[Breach]:
+    """S1, L2, L4: no lease ends within a TTL of its last heartbeat, nor of the end of an outage, nor by any clock."""
+    for lost in history.by_kind["lost"]:
+        beats = history.beats_of(lost.client, lost.host)
+        index = bisect_right(beats, lost.asked, key=attrgetter("answered"))
+        if not index:
+            continue
+        beat = beats[index - 1]
+        others = [event for event in history.by_kind["found"] if event.instance == lost.instance]
+        succeeded = any(event.client != lost.client and event.answered >= beat.asked for event in others)
+        if succeeded or history.losses(beat.asked, lost.asked) or _yielded(history, lost):
+            continue
+        expires, rule, why = beat.asked + history.ttl, "S1", "its last heartbeat"
+        for outage in history.by_kind["down"]:
+            if outage.answered > beat.asked and outage.asked < expires:
+                if outage.answered - outage.asked > history.ttl / 3 + history.slack:
+                    expires, rule, why = outage.answered + history.ttl - history.slack, "L2", "the end of an outage"
+                break
+        if lost.asked < expires - GRAIN:
+            if any(beat.asked <= clock.answered and clock.asked <= lost.asked for clock in history.by_kind["clock"]):
+                rule = "L4"
+            text = (
+                f"{lost.client} was told that its lease on {lost.host} is lost {expires - lost.asked:.3f} s before"
+                f" a TTL was over since {why}"
+            )
+            yield history.breach(rule, text, (lost.client, lost.host, lost.fence, expires), lost)
+
+
+def _yielded(history: History, lost: Event) -> bool:
+    """Whether this one port may have gone to another after the store lost who had it."""
+    if not lost.fence:
+        return False
+    grants = history.grants.get((lost.host, KINDS[lost.protocol][0], lost.number), [])
+    mine = next((grant for grant in grants if grant.fence == lost.fence), lost)
+    return any(history.losses(mine.asked, grant.answered) for grant in grants if grant.fence > lost.fence) or any(
+        history.losses(grant.asked, mine.answered) for grant in grants if grant.fence < lost.fence
+    )
+
+
+def slow(history: History) -> Iterator[Breach]:
+    """L3: no call takes long when nothing is wrong, whatever else is to be reclaimed."""
+    faults = [*history.by_kind["down"], *history.by_kind["stopped"]]
+    for kind in ("granted", "released", "denied"):
+        for event in history.by_kind[kind]:
+            took = event.answered - event.asked
+            if took <= history.patience or event.ticket:
+                continue
+            excused = (fault for fault in faults if fault.client in ("", event.client))
+            if not any(fault.asked < event.answered and event.asked < fault.answered for fault in excused):
+                text = f"{event.client} waited {took:.3f} s for an answer on {event.host}"
+                yield history.breach("L3", text, (event.client, event.asked), event)
+
+
+# -------------------------------------------------------------------- the holder's side
+
+
+def trusting(history: History) -> Iterator[Breach]:
+    """H1: what is said to be valid is so by a heartbeat."""
+    for event in history.by_kind["relied"]:
+        beats = history.beats_of(event.client, event.host)
+        known = [beat.asked for beat in beats if beat.answered <= event.answered]
+        deadline = max(known, default=0.0) + history.ttl * SHARE
+        if beats and deadline < event.asked:
+            text = (
+                f"{event.number}/{event.protocol} on {event.host} was valid for {event.client}"
+                f" {event.asked - deadline:.3f} s after its deadline"
+            )
+            yield history.breach("H1", text, (event.client, event.host, event.asked, deadline), event)
+
+
+def unwarned(history: History) -> Iterator[Breach]:
+    """H1: whoever is alive when its deadline passes is told."""
+    words: dict[str, list[Event]] = defaultdict(list)
+    for kind in ("jeopardy", "lost", "refused", "stopped", "killed"):
+        for event in history.by_kind[kind]:
+            words[event.client].append(event)
+    for use in history.uses:
+        port = use.granted
+        for part in until_deadlines(history, use):
+            latest = part.until + history.slack
+            if part.end != "deadline" or use.until <= latest:
+                continue
+            heard = any(
+                word.concerns(port.host) and word.asked <= latest and word.answered >= part.until - GRAIN
+                for word in words[port.client]
+            )
+            if not heard:
+                text = f"{port.client} was not told by {latest:.3f} that its deadline on {port.host} was over"
+                yield history.breach("H1", text, (port.client, port.host, port.fence, part.until), port)
+
+
+def forgotten(history: History) -> Iterator[Breach]:
+    """H3: who comes back under its name within the TTL finds what it had."""
+    for event in history.by_kind["returned"]:
+        found = {
+            (port.host, port.fence)
+            for port in history.by_kind["found"]
+            if port.client == event.client and port.answered <= event.answered
+        }
+        for use in history.uses:
+            port = use.granted
+            before = port.instance == event.instance and port.client != event.client and use.until <= event.asked
+            if not before or use.end not in ("killed", "detached") or (port.host, port.fence) in found:
+                continue
+            beat = history.last_beat(port.instance, port.host, event.asked)
+            if beat is None or event.answered >= beat.asked + history.ttl - GRAIN:
+                continue
+            if not history.losses(port.asked, event.answered):
+                text = (
+                    f"{event.client} came back in time, and did not find {port.number}/{port.protocol} on {port.host}"
+                )
+                yield history.breach("H3", text, (event.client, port.host, port.fence), port, event)
+
+
+_RULES: Final[tuple[Rule, ...]] = (
+    *(shared, early_after_a_loss, fences, strangers, resurrected),
+    *(too_early, too_late, robbed, slow),
+    *(trusting, unwarned, forgotten),
+)
+
+
+def breaches(
+    events: Iterable[Event], *, ttl: float, quarantine: float, slack: float = 1.0, patience: float = float("inf")
+) -> list[Breach]:
+    """What was seen of broken guarantees; empty when all held.
+
+    ``ttl`` and ``quarantine`` are those of all clients, in seconds; ``slack``, ``patience``: as in `History`.
     """
 
-    client: str
-    event: Kind
-    asked: float
-    answered: float
-    host: str = ""
-    number: int = 0
-    protocol: str = "tcp"
-    fence: int = 0
-    ticket: int = 0
+    def judge(rule: Rule, events: Sequence[Event]) -> list[Breach]:
+        return list(rule(History(events, ttl, quarantine, slack, patience)))
+
+    events = list(events)
+    whole = History(events, ttl, quarantine, slack, patience)
+    found: list[Breach] = []
+    for rule in _RULES:
+        for breach in {breach.key: breach for breach in rule(whole)}.values():
+            if len(found) < STORIES:
+                found.append(shortest(breach, events, lambda some, rule=rule: judge(rule, some)))  # type: ignore[misc]
+            else:
+                found.append(breach)
+    return found
 
 
-class Recorder:
-    """Writes events, each as one line, complete before the next step is taken."""
-
-    def __init__(self, path: Path, client: str) -> None:
-        self._file = path.open("a", buffering=1, encoding="utf-8")
-        self._client = client
-        self._lock = threading.Lock()
-
-    def write(
-        self,
-        event: Kind,
-        asked: float,
-        answered: float | None = None,
-        host: str = "",
-        number: int = 0,
-        protocol: str = "tcp",
-        fence: int = 0,
-        ticket: int = 0,
-    ) -> None:
-        at = time.monotonic() if answered is None else answered
-        line = json.dumps(asdict(Event(self._client, event, asked, at, host, number, protocol, fence, ticket)))
-        with self._lock:
-            self._file.write(line + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read(paths: Iterable[Path]) -> list[Event]:
-    """All events of these files. The last line of a process that was killed may be cut short."""
-    events = []
-    for path in paths:
-        lines = path.read_text("utf-8").split("\n")
-        for number, line in enumerate(lines):
-            try:
-                events.append(Event(**json.loads(line)))
-            except ValueError:
-                if number != len(lines) - 1:
-                    raise ValueError(f"{path.name}, line {number + 1}: not an event") from None
-    return events
-
-
-@dataclass
-class Use:
-    """A time during which a client relied on a port. ``until``: infinite when the run ended before it did."""
-
-    granted: Event
-    since: float
-    until: float = float("inf")
-    end: Kind | Literal["deadline"] | None = None
-
-    def __str__(self) -> str:
-        port = self.granted
-        return (
-            f"{port.client} with fence {port.fence} from {self.since:.3f} to {self.until:.3f} ({self.end or 'the end'})"
-        )
+# -------------------------------------------------------------------- the queue
 
 
 def overtakings(events: Iterable[Event], window: float) -> list[str]:
@@ -131,169 +402,3 @@ def overtakings(events: Iterable[Event], window: float) -> list[str]:
             if after and any(place.answered < late.asked and late.answered < place.asked + window for place in places):
                 found.append(f"ticket {late.ticket} of {late.client} was served before ticket {ticket}")
     return found
-
-
-_ENDS: dict[str, Kind] = {
-    "released": "released",
-    "refused": "refused",
-    "jeopardy": "jeopardy",
-    "lost": "lost",
-    "killed": "killed",
-}
-
-
-def uses(events: Iterable[Event]) -> list[Use]:
-    """From the answer to the grant until the release was asked for, the holder was warned, or it died.
-
-    A recovery from jeopardy begins another use of the same grant.
-    """
-    found: list[Use] = []
-    current: dict[str, dict[tuple[str, int], Use]] = defaultdict(dict)
-    waiting: dict[str, dict[tuple[str, int], Event]] = defaultdict(dict)
-    for event in sorted(events, key=_effect):
-        mine, paused, key = current[event.client], waiting[event.client], (event.host, event.fence)
-        if event.event == "granted":
-            mine[key] = Use(event, event.answered)
-            found.append(mine[key])
-        elif event.event in ("released", "refused"):
-            paused.pop(key, None)
-            _end(mine, [key], event)
-        elif event.event in ("jeopardy", "lost", "killed"):
-            touched = [key for key in mine if event.host in ("", key[0])]
-            if event.event == "jeopardy":
-                paused.update({key: mine[key].granted for key in touched})
-            else:
-                for key in [key for key in paused if event.host in ("", key[0])]:
-                    del paused[key]
-            _end(mine, touched, event)
-        elif event.event == "recovered":
-            for key in [key for key in paused if event.host in ("", key[0])]:
-                mine[key] = Use(paused.pop(key), event.answered)
-                found.append(mine[key])
-    return found
-
-
-def _effect(event: Event) -> float:
-    """The time from which it counts: what ends a use when it was asked for, what begins one when it was answered."""
-    return event.asked if event.event in _ENDS else event.answered
-
-
-def _end(mine: dict[tuple[str, int], Use], keys: Iterable[tuple[str, int]], event: Event) -> None:
-    for key in keys:
-        use = mine.pop(key, None)
-        if use is not None:
-            use.until, use.end = event.asked, event.event
-
-
-def breaches(events: Iterable[Event], *, ttl: float, quarantine: float) -> list[str]:
-    """What was seen of broken guarantees, in words; empty when all held.
-
-    ``ttl`` and ``quarantine`` are those of all clients, in seconds.
-    """
-    events = list(events)
-    beats: dict[str, list[Event]] = defaultdict(list)
-    for event in sorted(events, key=attrgetter("answered")):
-        if event.event == "beat":
-            beats[event.client].append(event)
-    relied = [part for use in uses(events) for part in _until_deadlines(use, beats[use.granted.client], ttl * 0.9)]
-    return [
-        *_shared_ports(relied),
-        *_fences(events),
-        *_too_early(events, ttl + quarantine),
-        *_strangers(events),
-    ]
-
-
-def _until_deadlines(use: Use, beats: list[Event], lasts: float) -> Iterator[Use]:
-    """H1: without a heartbeat the holder relies on nothing beyond its deadline, whether or not it can say so.
-
-    Somebody whose heartbeats were not recorded is taken to have none missed.
-    """
-    if not beats:
-        yield use
-        return
-    since, deadline = use.since, use.since + lasts
-    for beat in beats:
-        if since < beat.answered < use.until:
-            if beat.answered > deadline:
-                yield Use(use.granted, since, deadline, "deadline")
-                since = beat.answered
-            deadline = max(deadline, beat.asked + lasts)
-    if since < min(use.until, deadline):
-        yield Use(use.granted, since, min(use.until, deadline), use.end if use.until <= deadline else "deadline")
-
-
-def _shared_ports(all_uses: list[Use]) -> Iterator[str]:
-    """S1: at no moment do two hold one port."""
-    by_port: dict[tuple[str, str, int], list[Use]] = defaultdict(list)
-    for use in all_uses:
-        by_port[use.granted.host, use.granted.protocol, use.granted.number].append(use)
-    for (host, protocol, number), port_uses in sorted(by_port.items()):
-        longest: Use | None = None
-        for use in sorted(port_uses, key=attrgetter("since")):
-            if longest is not None and use.since < longest.until and use.granted != longest.granted:
-                yield f"{number}/{protocol} on {host} was held twice: by {longest}, and by {use}"
-            if longest is None or use.until > longest.until:
-                longest = use
-
-
-def _fences(events: list[Event]) -> Iterator[str]:
-    """S3: who asked after another's answer was there has a higher fence, and no two have the same."""
-    by_host: dict[str, list[Event]] = defaultdict(list)
-    for event in events:
-        if event.event == "granted":
-            by_host[event.host].append(event)
-    for host, grants in sorted(by_host.items()):
-        seen: dict[int, Event] = {}
-        for grant in grants:
-            other = seen.setdefault(grant.fence, grant)
-            if other is not grant:
-                yield f"fence {grant.fence} on {host} was given to {other.client} and to {grant.client}"
-        answered = sorted(grants, key=attrgetter("answered"))
-        highest, index = 0, 0
-        for grant in sorted(grants, key=attrgetter("asked")):
-            while index < len(answered) and answered[index].answered < grant.asked:
-                highest = max(highest, answered[index].fence)
-                index += 1
-            if grant.fence < highest:
-                yield f"fences on {host} went back: {grant.client} got {grant.fence} after {highest} was given"
-
-
-def _too_early(events: list[Event], closed: float) -> Iterator[str]:
-    """L1, from below: a port whose holder died stays closed for TTL + quarantine from its last heartbeat.
-
-    The lease was renewed at the earliest when its last confirmed heartbeat was asked for; the next grant was made
-    at the latest when it was answered.
-    """
-    beats: dict[str, float] = {}
-    for event in events:
-        if event.event == "beat":
-            beats[event.client] = max(beats.get(event.client, 0.0), event.asked)
-    grants = [event for event in events if event.event == "granted"]
-    for use in uses(events):
-        port = use.granted
-        if use.end != "killed" or port.client not in beats:
-            continue
-        opens = beats[port.client] + closed
-        for grant in grants:
-            same = (grant.host, grant.protocol, grant.number) == (port.host, port.protocol, port.number)
-            if same and grant.fence > port.fence and grant.answered < opens - GRAIN:
-                early = opens - grant.answered
-                yield (
-                    f"{port.number}/{port.protocol} on {port.host} of {port.client}, which was killed,"
-                    f" was given to {grant.client} {early:.3f} s too early"
-                )
-
-
-def _strangers(events: list[Event]) -> Iterator[str]:
-    """S2: nobody frees what he does not hold, and nobody frees it twice."""
-    held: dict[tuple[str, str, int], int] = defaultdict(int)
-    for event in events:
-        if event.event == "granted":
-            held[event.client, event.host, event.fence] += 1
-    for event in sorted(events, key=attrgetter("asked")):
-        if event.event == "released":
-            key = (event.client, event.host, event.fence)
-            held[key] -= 1
-            if held[key] < 0:
-                yield f"{event.client} released {event.number}/{event.protocol} on {event.host} that it did not hold"

@@ -1,4 +1,4 @@
-"""A server that a test may stop."""
+"""Servers that a test may stop: one, one with Sentinels, a Cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 import servers
+from faults.control import Cluster, Sentinels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,3 +22,29 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
         with redis.Redis.from_url(url) as client:
             pid: int = client.info("server")["process_id"]
         yield url, pid
+
+
+@pytest.fixture(scope="module")
+def _sentinels(_valkey: servers.ServerStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    with Sentinels(servers.find_valkey(), tmp_path_factory.mktemp("sentinels")) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture(scope="module")
+def _cluster(_valkey: servers.ServerStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(servers.find_valkey(), tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def sentinels(_sentinels: Sentinels) -> Sentinels:
+    """A primary with two replicas and three sentinels, all well."""
+    _sentinels.healthy()
+    return _sentinels
+
+
+@pytest.fixture
+def cluster(_cluster: Cluster) -> Cluster:
+    """Three primaries with a replica each, all well."""
+    _cluster.healthy()
+    return _cluster

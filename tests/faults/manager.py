@@ -14,31 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from faults.checker import Recorder
+from faults.history import Recorder, recording
 
 from clusterports import Allocation, AllocationError, LeaseLost, PortAllocator, PortRange, Settings
 from clusterports._backends import connect
-from clusterports.abc import Backend, Renewed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from clusterports.abc import Gone, Renewal
-
-
-def recording(backend: Backend, recorder: Recorder) -> Backend:
-    """The same backend; every confirmed heartbeat goes into the history."""
-    renew = backend.renew
-
-    def recorded(renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
-        asked = time.monotonic()
-        outcomes = renew(renewals)
-        if outcomes and all(isinstance(outcome, Renewed) for outcome in outcomes):
-            recorder.write("beat", asked)
-        return outcomes
-
-    backend.renew = recorded  # type: ignore[method-assign]
-    return backend
+    from collections.abc import Callable
 
 
 class Manager:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.checker import Event, Recorder, breaches, overtakings, read, uses
+from faults.checker import breaches, overtakings
+from faults.history import Event, Recorder, read
+from faults.uses import uses
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from faults.uses import Breach
 
 TTL = 2.0
 QUARANTINE = 1.0
@@ -21,7 +26,8 @@ def event(client: str, what: Any, asked: float, answered: float | None = None, f
 
 
 def judge(*events: Event) -> list[str]:
-    return breaches(events, ttl=TTL, quarantine=QUARANTINE)
+    """What each breach says."""
+    return [breach.text for breach in breaches(events, ttl=TTL, quarantine=QUARANTINE, slack=0.0)]
 
 
 def test_a_quiet_life() -> None:
@@ -118,12 +124,17 @@ def test_deadline() -> None:
         event("a", "granted", 1.0, fence=1),
         event("a", "beat", 1.5),
         event("a", "beat", 2.0),
+        event("a", "stopped", 2.2, 8.9, host=""),
         event("a", "refused", 9.0, fence=1),
     ]
-    (breach,) = judge(*sleeper, event("b", "granted", 3.6, fence=2))
+
+    def twice(*events: Event) -> list[str]:
+        return [text for text in judge(*events) if "held twice" in text]
+
+    (breach,) = twice(*sleeper, event("b", "granted", 3.6, fence=2))
     assert "a with fence 1 from 1.100 to 3.800 (deadline), and by b" in breach
-    assert [] == judge(*sleeper, event("b", "granted", 3.75, fence=2))
-    (breach,) = judge(*sleeper, event("a", "beat", 6.0), event("b", "granted", 7.0, fence=2))
+    assert [] == twice(*sleeper, event("b", "granted", 3.75, fence=2))
+    (breach,) = twice(*sleeper, event("a", "beat", 6.0), event("b", "granted", 7.0, fence=2))
     assert "a with fence 1 from 6.100 to 7.800 (deadline), and by b" in breach
 
 
@@ -192,6 +203,223 @@ def test_released_by_a_stranger() -> None:
     grant, release = event("a", "granted", 1.0, fence=1), event("a", "released", 2.0, fence=1)
     assert ["b released 5/tcp on h that it did not hold"] == judge(grant, event("b", "released", 2.0, fence=1))
     assert ["a released 5/tcp on h that it did not hold"] == judge(grant, release, event("a", "released", 3.0, fence=1))
+
+
+def killed(client: str, at: float) -> Event:
+    return event(client, "killed", at, host="", number=0)
+
+
+def world(what: Any, asked: float, answered: float | None = None) -> Event:
+    """Something that was done to the store."""
+    return event("", what, asked, answered, host="", number=0)
+
+
+def beats(client: str, *asked: float) -> list[Event]:
+    return [event(client, "beat", at, number=0) for at in asked]
+
+
+GIVEN, BACK = event("a", "granted", 1.0, fence=1), event("a", "released", 3.0, fence=1)
+
+CASES: dict[str, tuple[str, list[Event], list[Event], list[Event]]] = {
+    # the guarantee; what is common; with which it is a breach; with which it is none
+    "one port, two holders": (
+        "S1",
+        [GIVEN, event("b", "granted", 2.0, fence=2)],
+        [BACK],
+        [replace(BACK, asked=1.9, answered=2.05)],
+    ),
+    "both is tcp and udp": (
+        "S1",
+        [GIVEN, BACK],
+        [event("b", "granted", 2.0, fence=2, protocol="both")],
+        [event("b", "granted", 2.0, fence=2, protocol="udp")],
+    ),
+    "a lease ends before its time": (
+        "S1",
+        [GIVEN, *beats("a", 0.9, 1.5)],
+        [event("a", "lost", 3.4, number=0)],
+        [event("a", "lost", 3.5, number=0)],
+    ),
+    "a stranger's release": (
+        "S2",
+        [GIVEN, BACK],
+        [event("b", "released", 2.0, fence=1)],
+        [event("b", "refused", 2.0, fence=1)],
+    ),
+    "a late release": (
+        "S2",
+        [GIVEN, *beats("a", 0.9), event("a", "stopped", 1.2, 4.9, host=""), event("b", "granted", 4.0, fence=2)],
+        [event("a", "released", 5.0, fence=1)],
+        [event("a", "refused", 5.0, fence=1)],
+    ),
+    "a heartbeat of one that was succeeded": (
+        "S2",
+        [GIVEN, *beats("a", 0.9), event("a#2", "found", 2.0, fence=1), *beats("a#2", 1.95), killed("a#2", 3.0)],
+        beats("a", 2.2),
+        beats("a", 1.99),
+    ),
+    "a fence twice": (
+        "S3",
+        [GIVEN, BACK],
+        [event("b", "granted", 4.0, fence=1, number=6)],
+        [event("b", "granted", 4.0, fence=1, number=6, host="other")],
+    ),
+    "fences that go back": (
+        "S3",
+        [event("a", "granted", 1.0, fence=9), world("emptied", 2.0), event("a", "lost", 2.5)],
+        [event("b", "granted", 4.2, fence=8, number=6)],
+        [event("b", "granted", 4.2, fence=10, number=6)],
+    ),
+    "held for nobody": ("S4", [GIVEN, BACK], [world("left", 9.0)], []),
+    "held again": (
+        "S5",
+        [GIVEN, BACK],
+        [event("", "left", 9.0, fence=1)],
+        [event("", "left", 9.0, fence=1), world("rolled back", 3.5), event("a", "killed", 9.5)],
+    ),
+    "found what was released": (
+        "S5",
+        [GIVEN, *beats("a", 0.9, 2.0), BACK, killed("a", 3.2), event("a#2", "returned", 3.3, 3.5)],
+        [event("a#2", "found", 3.3, 3.4, fence=1)],
+        [],
+    ),
+    "two holders after a loss, and nobody is told": (
+        "S7",
+        [GIVEN, *beats("a", 0.9, 2.2, 3.5, 4.8), world("emptied", 1.5), event("b", "granted", 4.0, fence=2)],
+        [event("a", "jeopardy", 6.6, number=0)],
+        [event("a", "lost", 5.9, fence=1)],
+    ),
+    "told too late": (
+        "S7",
+        [GIVEN, world("emptied", 1.5), event("b", "granted", 4.0, fence=2), *beats("b", 3.9, 5.0)],
+        [event("b", "lost", 6.4, fence=2)],
+        [event("b", "lost", 6.2, fence=2)],
+    ),
+    "not told because the store was away again": (
+        "S7",
+        [GIVEN, world("emptied", 1.5), event("b", "granted", 4.0, fence=2), event("a", "lost", 8.0, number=0)],
+        [world("down", 4.5, 5.7)],
+        [world("down", 4.5, 6.0)],
+    ),
+    "given afresh to one that knew": (
+        "S7",
+        [event("a", "beat", 0.9, number=0), world("emptied", 2.0)],
+        [event("a", "granted", 2.5, 3.9, fence=2, number=6)],
+        [event("a", "granted", 2.5, 4.0, fence=2, number=6)],
+    ),
+    "given afresh to one that did not know": (
+        "S7",
+        [event("a", "granted", 0.9, fence=1), event("a", "released", 1.5, fence=1), world("emptied", 2.0)],
+        [event("a", "granted", 2.5, fence=2, number=6)],
+        [event("b", "granted", 2.5, fence=2, number=6)],
+    ),
+    "a dead one's port too early": (
+        "L1",
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.8)],
+        [event("b", "granted", 4.2, fence=2)],
+        [event("b", "granted", 4.4, fence=2)],
+    ),
+    "a silent one's port too early": (
+        "L1",
+        [GIVEN, *beats("a", 0.9, 1.5), event("a", "stopped", 1.8, 8.0, host=""), event("a", "refused", 8.1, fence=1)],
+        [event("b", "granted", 4.2, fence=2)],
+        [event("b", "granted", 4.4, fence=2)],
+    ),
+    "a dead one's port too late": (
+        "L1",
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.8), *beats("b", 3.7)],
+        [event("b", "denied", 5.9, fence=1)],
+        [event("b", "denied", 5.7, fence=1)],
+    ),
+    "nobody visited": (
+        "L1",
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.8)],
+        [*beats("b", 6.0), event("b", "denied", 8.2, fence=1)],
+        [event("b", "denied", 8.2, fence=1)],
+    ),
+    "left at the end": ("L1", [GIVEN, killed("a", 1.8)], [event("", "left", 20.0, fence=1)], []),
+    "lost by an outage": (
+        "L2",
+        [GIVEN, *beats("a", 0.9, 1.5), world("down", 2.0, 8.0), event("a", "jeopardy", 3.3, number=0)],
+        [event("a", "lost", 9.0, number=0)],
+        [event("a", "lost", 10.0, number=0)],
+    ),
+    "lost by a short outage": (
+        "L2",
+        [GIVEN, *beats("a", 0.9, 1.5), event("a", "lost", 3.6, number=0), event("a", "jeopardy", 3.3, number=0)],
+        [world("down", 2.0, 2.9)],
+        [world("down", 2.0, 2.8)],
+    ),
+    "a call that takes long": (
+        "L3",
+        [],
+        [event("a", "granted", 1.0, 6.5, fence=1)],
+        [event("a", "granted", 1.0, 6.5, fence=1), world("down", 2.0, 5.0)],
+    ),
+    "lost by a clock": (
+        "L4",
+        [GIVEN, *beats("a", 0.9, 1.5), world("clock", 2.0), event("a", "jeopardy", 3.3, number=0)],
+        [event("a", "lost", 3.4, number=0)],
+        [event("a", "lost", 3.6, number=0)],
+    ),
+    "valid past the deadline": (
+        "H1",
+        [GIVEN, *beats("a", 0.9, 1.5), event("a", "jeopardy", 3.3, number=0)],
+        [event("a", "relied", 3.4, fence=1)],
+        [event("a", "relied", 3.2, 3.4, fence=1)],
+    ),
+    "not warned": (
+        "H1",
+        [GIVEN, *beats("a", 0.9, 1.5), event("a", "releasing", 5.0, fence=1)],
+        [event("a", "jeopardy", 3.6, number=0)],
+        [event("a", "jeopardy", 3.3, number=0)],
+    ),
+    "not found again": (
+        "H3",
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.8), event("a#2", "returned", 2.0, 3.0)],
+        [],
+        [event("a#2", "found", 2.1, 2.2, fence=1), *beats("a#2", 2.0), event("a#2", "detached", 3.1)],
+    ),
+}
+
+
+def found(events: list[Event]) -> list[Breach]:
+    return breaches(events, ttl=TTL, quarantine=QUARANTINE, patience=5.0, slack=0.2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_breach(name: str) -> None:
+    """It is the only one that is found, and the same history without it is clean."""
+    rule, common, bad, good = CASES[name]
+    assert [rule] == [breach.rule for breach in found([*common, *bad])]
+    assert [] == found([*common, *good])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shortest_story(name: str) -> None:
+    """It shows the breach by itself; with any one of its events left out it does not."""
+    _, common, bad, _ = CASES[name]
+    crowd = [replace(one, client="c", host="other") for one in [GIVEN, BACK, *beats("c", 0.9, 1.9)]]
+    (breach,) = found([*crowd, *common, *bad])
+    assert set(breach.story) <= {*common, *bad}
+    assert breach.key in [other.key for other in found(list(breach.story))]
+    for left_out in breach.story:
+        rest = [one for one in breach.story if one != left_out]
+        assert breach.key not in [other.key for other in found(rest)], left_out
+
+
+def test_story_in_words() -> None:
+    """What was found, and below it the events that show it, in order of time."""
+    _, common, bad, _ = CASES["a dead one's port too late"]
+    (breach,) = found([*common, *bad])
+    assert [
+        "L1: 5/tcp on h of a, which was killed, was denied to b 0.099 s too late",
+        "    1.000 to 1.100: a was given 5/tcp on h with fence 1",
+        "    1.500 to 1.600: a had its lease renewed on h",
+        "    1.800 to 1.900: a was killed",
+        "    3.700 to 3.800: b had its lease renewed on h",
+        "    5.900 to 6.000: b was denied 5/tcp on h with fence 1",
+    ] == str(breach).splitlines()
 
 
 def test_files(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.checker import GRAIN, Event, Recorder, breaches, read
+from faults.checker import breaches
+from faults.history import Event, Recorder, read
+from faults.uses import GRAIN
 
 from clusterports import AllocationError, PortAllocator, PortRange
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import servers
+    from faults.history import Kind
 
 FULL = os.environ.get("CLUSTERPORTS_FULL") == "1" or os.environ.get("CI") == "true"
 
@@ -61,16 +64,24 @@ class Process:
         self.ask(command, **arguments)
         return self.answer()
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+    def stop(self) -> None:
+        self._stopped = time.monotonic()
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        self._suffers("stopped", self._stopped)
 
     def kill(self) -> None:
-        """SIGKILL, and into the history with it."""
         asked = time.monotonic()
         self._process.kill()
         self._process.wait()
-        recorder = Recorder(self.history.with_suffix(".killed.jsonl"), self.instance)
-        recorder.write("killed", asked)
+        self._suffers("killed", asked)
+
+    def _suffers(self, what: Kind, since: float) -> None:
+        """Into the history with it."""
+        recorder = Recorder(self.history.with_suffix(f".{what}.jsonl"), self.instance)
+        recorder.write(what, since)
         recorder.close()
 
     def end(self) -> None:
@@ -213,7 +224,7 @@ def test_stopped_holder(server: servers.ServerStore, start: Callable[..., Proces
     assert [True, True] == sleeper.do("valid")
     time.sleep(0.5)  # some heartbeats
     other = start(server.url, "other", **settings)
-    sleeper.signal(signal.SIGSTOP)
+    sleeper.stop()
     stopped = time.monotonic()
     taken: list[int] = []
     while not taken:
@@ -222,7 +233,7 @@ def test_stopped_holder(server: servers.ServerStore, start: Callable[..., Proces
         time.sleep(0.02)
     sleeper.ask("valid")  # waits in the pipe: the first thing it does when it goes on
     sleeper.ask("release")
-    sleeper.signal(signal.SIGCONT)
+    sleeper.go_on()
     assert ([False, False], [False, False]) == (sleeper.answer(), sleeper.answer())
     assert "lost" in sleeper.do("told", wait="lost")
     assert [True] == other.do("valid")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.checker import Recorder, breaches, overtakings, read
+from faults.checker import breaches, overtakings
+from faults.history import Recorder, read
 
 from clusterports import PortAllocator, PortRange
 from clusterports._sync.acquire import WINDOW

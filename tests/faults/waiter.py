@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from faults.checker import Recorder
+from faults.history import Recorder
 
 from clusterports import Allocation, PortAllocator, PortRange
 from clusterports._backends import connect

@@ -7,6 +7,7 @@ is shown, and it can be pasted into `play` as it is.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from clusterports._space import _OVER, GRAIN, MAX_GAP, Space, member, parse_member
 from clusterports.abc import (
     Ask,
+    Claim,
+    Claimed,
     Closed,
     Full,
     Gone,
@@ -35,6 +38,7 @@ from clusterports.abc import (
     PortView,
     Queued,
     Reclaimed,
+    Recovering,
     Released,
     Renewal,
     Renewed,
@@ -145,7 +149,8 @@ def generate(seed: int, steps: int) -> list[Step]:
         return tuple(an_ask() for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 3))))
 
     def open_lease() -> list[Step]:
-        return [("open", number(), number(), rng.randrange(3), rng.choice("001"), rng.choice("nnps"))]
+        knew = rng.choice("0" * 60 + "kkklllbm")
+        return [("open", number(), number(), rng.randrange(3), rng.choice("001"), rng.choice("nnps"), knew)]
 
     def place() -> tuple[int, str, int]:
         """Window, whose ticket, which."""
@@ -238,8 +243,37 @@ def generate(seed: int, steps: int) -> list[Step]:
         at = rng.randrange(len(made))
         return [*made[:at], *newcomer, ("preview", 1, (asked, all_three)), *made[at:]]
 
-    def renewal() -> tuple[int, str, tuple[int, ...]]:
-        return number(), rng.choice("aaat"), some(2)
+    def renewal() -> tuple[int, str, tuple[int, ...], str]:
+        return number(), rng.choice("aaat"), some(2), rng.choice("--=!")
+
+    def claim(by: int, number: int) -> list[Step]:
+        """Ports of its own instance, of anybody, of those in use now, or many that nobody ever had."""
+        whose = rng.choice("mmmmxssw")
+        most = 70 if whose == "w" else rng.choice((1, 2, 4))
+        which = tuple(rng.randrange(1 << 20) for _ in range(rng.randrange(1, most + 1)))
+        delta = rng.choice((0, 0, 0, 0, 0, 1, -1, SECOND, -SECOND))
+        return [("claim", by, rng.choice("nnnnnnrrf"), number, rng.choice("aaat"), whose, which, delta, an_ask())]
+
+    def recovery() -> list[Step]:
+        """Time passes, with heartbeats, until ports are given out again."""
+        beat = tuple((4 * back + 1, "a", (), "=") for back in range(4))
+        return [*(("renew", beat), ("time", 9 * SECOND)) * rng.choice((0, 4, 4, 4))]
+
+    def lost() -> list[Step]:
+        """The store forgets everything, or what it heard since a while ago. Holders come and claim what they had."""
+        taken_over: list[Step] = [("open", 1, number(), rng.randrange(2), "0", "p"), *acquire((an_ask(),))]
+        since = rng.choice(([], release(), [("time", SECOND)], open_lease(), by_force(), taken_over, taken_over))
+        since = [*acquire((an_ask(),)), *since]
+        made: list[Step] = [*acquire((an_ask(),)), ("save",), *since, *rng.choice(([], [("time", 5 * SECOND)]))]
+        made += [("lose", rng.choice(("all", "late", "late"))), ("held", 0, 0), ("mark", 0, "m", (0,), 0, "", SECOND, 1, "")]
+        made += rng.choice(([], one_acquire(), open_lease()))
+        for _ in range(rng.choice((1, 2, 3))):
+            ttl = rng.choice("001")
+            made += [("open", 1, number(), rng.randrange(2), ttl, rng.choice("nnp"), rng.choice("kkkkl0bm"))]
+            made += [("renew", ((1, "a", (), rng.choice("-=!")),)), *claim(1, 1), *rng.choice(([], claim(1, 1), mark()))]
+            made += [*one_acquire(), ("preview", 1, asks()), ("time", rng.choice((0, GRAIN, SECOND)))]
+        made += rng.choice(([], claim(1, number()), [("close", 1, False, 2), ("drop", 1)]))
+        return [*made, *recovery(), *one_acquire()]
 
     def by_force() -> list[Step]:
         """Some are taken from their holder, who hears of it, or goes on, or has a successor."""
@@ -278,6 +312,19 @@ def generate(seed: int, steps: int) -> list[Step]:
         then: list[Step] = rng.choice(([dying, ("reclaim", 1, 3)], [("time", 20 * SECOND), ("reclaim", 1, 1)]))
         return [dying, ("acquire", 1, "n", 0, "a", (many,)), *rest, *end, *then]
 
+    def conflict() -> list[Step]:
+        """Somebody claims one number that is held, cools or is foreign, once or more often."""
+        first = rng.randrange(1, 20)
+        asked = an_ask()._replace(spans=((first, first),), count=1, align=0, rotate=0, explicit=True, limit=0)
+        made: list[Step] = acquire((asked._replace(cooldown=rng.choice((0, 40 * SECOND))),))
+        marked: Step = ("mark", 1, "m", (0,), 0, asked.range, 30 * SECOND, 50, "")
+        made += rng.choice(([], [("release", 1, "m", (0,), 0)], [marked], [("force", 1, number(), "held")]))
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            made += rng.choice(([], [], open_lease()))
+            delta, by, protocol = rng.choice((0, 1, -1, -1, SECOND)), rng.choice((1, 1, number())), rng.choice((0, 0, 3))
+            made += [("claim", by, "n", protocol, "a", "x", (0,), delta, an_ask())]
+        return [*made, *rng.choice(([], release())), *recovery()]
+
     makers: list[tuple[int, Callable[[], list[Step]]]] = [
         (10, open_lease),
         (30, one_acquire),
@@ -298,6 +345,10 @@ def generate(seed: int, steps: int) -> list[Step]:
         (1, ending),
         (25, lambda: [("time", rng.choice(TIMES[: rng.choice((12,) * 10 + (18, len(TIMES)))]))]),
         (2, death),
+        (1, lambda: claim(number(), number())),
+        (1, lambda: [("save",)]),
+        (2, lost),
+        (4, conflict),
     ]
     weights = [weight for weight, _ in makers]
     made: list[Step] = []
@@ -331,6 +382,7 @@ class Player:
         self.tickets: list[tuple[int, int, tuple[Ask, ...]]] = []
         self.incarnations: list[int] = [1]
         self.revoked: list[int] = []
+        self.saved: tuple[dict[str, Space], Any] = ({}, None)
         self.seen: set[str] = set()
         self.log: list[str] = []
 
@@ -355,9 +407,11 @@ class Player:
         for method, args, kwargs in getattr(self, step[0])(*step[1:]):
             self.log.append(f"{method}{args}{kwargs or ''} at {self.clock.now}")
             marked = self.marked(args[0]) if method == "acquire" else set()
+            if method == "claim":
+                self.seen |= self.claimed(*args)
             expected = getattr(self.model, method)(*args, **kwargs)
             self.log.append(f"    -> {expected}")
-            self.learn(method, args, expected, marked)
+            self.learn(method, (*args, kwargs), expected, marked)
             if subject is not None:
                 actual = getattr(subject, method)(*args, **kwargs)
                 assert repr(expected) == repr(actual), f"reply: {actual}"
@@ -384,6 +438,23 @@ class Player:
         ports = self.modelled.space(space)._ports
         return {name for name, port in ports.items() if port.state == "foreign"}
 
+    def claimed(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> set[str]:
+        """In which ways a claim will meet with what is there."""
+        lease = self.modelled.space(space)._live(holder)
+        if isinstance(lease, Gone):
+            return set()
+        if request.number in lease.done or request.number < lease.floor:
+            return {"claim again"}
+        ports, words = self.modelled.space(space)._ports, set()
+        for (number, protocol, fence), _ in claims:
+            names = [member(kind, number) for kind in _OVER[protocol]]
+            words |= {"claim free"} if not any(name in ports for name in names) else set()
+            for port, name in ((ports[name], name) for name in names if name in ports):
+                whose = port.state if port.lease.id != holder.lease else f"own {port.state}"
+                how = "higher" if port.fence > fence else "lower" if port.fence < fence else "same"
+                words.add(f"claim {whose} {how}{'' if name == names[0] else ' other protocol'}")
+        return words
+
     def learn(self, method: str, args: tuple[Any, ...], reply: Any, marked: set[str]) -> None:
         for one in reply if method == "renew" else [reply]:
             if not isinstance(one, list):
@@ -391,6 +462,13 @@ class Player:
             if isinstance(one, Renewed) and one.revoked:
                 self.revoked += [port.fence for port in one.revoked]
                 self.seen.add("Renewed and told of one" if len(one.revoked) == 1 else "Renewed and told of more")
+            if one == Gone("unknown") and method != "renew":
+                self.seen.add(f"{'newer than' if args[1].lease in self.modelled.space(args[0])._leases else 'no'} lease")
+        if method == "open" and self.modelled.space(args[0])._recovering > self.modelled.space(args[0])._clock:
+            why = "less" if args[2]["knew"] < self.modelled.space(args[0])._born else "more"
+            self.seen.add(f"{type(reply).__name__} knew {why}")
+        if method == "drop" and not reply and not self.modelled.space(args[0])._due:
+            self.seen.add("drop recovering")
         if method in ("force", "drop"):
             self.seen.add(f"{method} {args[1].state} {reply}" if method == "force" else f"drop {reply}")
             return
@@ -431,7 +509,7 @@ class Player:
     def alive(self, space: str, holder: Holder) -> bool:
         return not isinstance(self.modelled.space(space)._live(holder), Gone)
 
-    def open(self, space: int, instance: int, token: int, ttl: str, supersede: str) -> Any:
+    def open(self, space: int, instance: int, token: int, ttl: str, supersede: str, knew: str = "0") -> Any:
         name, who = SPACES[space % 8 == 0], INSTANCES[instance % len(INSTANCES)]
         incarnation = 0
         if supersede == "p":
@@ -440,7 +518,82 @@ class Player:
         elif supersede == "s":
             incarnation = self.incarnations[instance % len(self.incarnations)]
         duration = TTLS[instance % 3 if ttl == "1" else 1]
-        yield "open", (name, who), {"token": f"{token:02x}", "ttl": duration, "supersede": incarnation}
+        how = {"token": f"{token:02x}", "ttl": duration, "supersede": incarnation, "knew": self.knew(name, who, knew)}
+        yield "open", (name, who), how
+
+    def knew(self, space: str, instance: str, how: str) -> int:
+        """k: a fence of its own; b: as before the space; l: its last; m: more than that. 0: none."""
+        known = self.modelled.space(space)
+        own = [port.fence for _, port in self.own(space, instance)]
+        return {
+            "k": max(own, default=0),
+            "b": max(0, known._born - 1),
+            "l": known._fence,
+            "m": known._fence + 1 + len(own) * SECOND,
+        }.get(how, 0)
+
+    def own(self, space: str, instance: str) -> list[tuple[int, Port]]:
+        """What was ever given to this instance."""
+        return [
+            (owner, port)
+            for owner, port in self.ports
+            if self.holders[owner][0] == space and self.holders[owner][1].instance == instance
+        ]
+
+    def claim(
+        self, holder: int, which: str, older: int, floor: str, whose: str, ports: tuple[int, ...], delta: int, ask: Ask
+    ) -> Any:
+        if (index := self.pick(holder)) is None:
+            return
+        space, proof = self.holders[index]
+        number, lowest = self.request(proof, which, older, floor)
+        if whose == "w":
+            mine = [Port(4000 + i, ask.protocol, self.modelled.space(space)._fence - i) for i in range(len(ports))]
+        elif whose == "s":
+            now = (self.view(space).ports or (NOBODYS,))[:40]
+            mine = [Port(now[i % len(now)].number, ask.protocol, now[i % len(now)].fence) for i in ports]
+        else:
+            known = [port for _, port in (self.ports if whose == "x" else self.own(space, proof.instance))]
+            known = known or [Port(1, "tcp", 1)]
+            mine = [known[-1 - i % min(len(known), 12)] for i in ports]
+        if older % 4 == 3:
+            mine = [port._replace(protocol=ask.protocol) for port in mine]
+        claims = [Claim(port._replace(fence=max(1, port.fence + delta)), ask) for port in mine]
+        yield "claim", (space, proof, Request(number, lowest), claims), {}
+
+    def request(self, proof: Holder, which: str, older: int, floor: str) -> tuple[int, int]:
+        last = self.numbers.get(proof, 0)
+        number = {"n": last + 1, "r": max(1, last - older % 4), "f": last + 3}[which]
+        self.numbers[proof] = max(last, number)
+        return number, max(1, number - older % 4) if floor == "a" else number
+
+    def save(self) -> Any:
+        self.saved = copy.deepcopy(self.modelled.spaces), self.copied()
+        return ()
+
+    def lose(self, what: str) -> Any:
+        if what == "all":
+            self.saved = {}, None
+        spaces, stored = self.saved
+        self.modelled.spaces = copy.deepcopy(spaces)
+        self.put_back(stored)
+        return ()
+
+    def copied(self) -> Any:
+        """All that is in the store."""
+        if not isinstance(self.store, servers.RedisStore):
+            return None
+        client = self.store.client
+        return [(key, client.dump(key)) for key in client.scan_iter() if key != servers.NOW.encode()]
+
+    def put_back(self, stored: Any) -> None:
+        """The store has only what it had then."""
+        if isinstance(self.store, servers.RedisStore):
+            client = self.store.client
+            client.flushall()
+            for key, value in stored or ():
+                client.restore(key, 0, value)
+            self.clock.set(self.clock.now)
 
     def acquire(
         self,
@@ -459,10 +612,7 @@ class Player:
             index, asks, ticket = self.ticket(index, asks, whose, ticket)
             wait = Wait(window, ticket, keep=older % 5 == 1)
         space, proof = self.holders[index]
-        last = self.numbers.get(proof, 0)
-        number = {"n": last + 1, "r": max(1, last - older % 4), "f": last + 3}[which]
-        self.numbers[proof] = max(last, number)
-        lowest = max(1, number - older % 4) if floor == "a" else number
+        number, lowest = self.request(proof, which, older, floor)
         yield "acquire", (space, proof, Request(number, lowest), asks, wait), {}
 
     def ticket(self, index: int, asks: tuple[Ask, ...], whose: str, number: int) -> tuple[int, tuple[Ask, ...], int]:
@@ -525,9 +675,9 @@ class Player:
     def preview(self, space: int, asks: tuple[Ask, ...]) -> Any:
         yield "preview", (SPACES[space % 4 == 0], asks), {}
 
-    def renew(self, parts: tuple[tuple[int, str, tuple[int, ...]], ...]) -> Any:
+    def renew(self, parts: tuple[tuple[Any, ...], ...]) -> Any:
         renewals = []
-        for holder, floor, abandoned in parts:
+        for holder, floor, abandoned, *sure in parts:
             if (index := self.pick(holder)) is not None:
                 space, proof = self.holders[index]
                 last = self.numbers.get(proof, 0)
@@ -536,7 +686,10 @@ class Player:
                 tickets = [ticket for _, ticket, _ in self.tickets[-4:]]
                 left = tuple(ticket for ticket in tickets if (ticket + holder) % 7 == 0)
                 heard = tuple(fence for fence in self.revoked[-6:] if (fence + holder) % 3 == 0)
-                renewals.append(Renewal(space, proof, lowest, gone, left, heard))
+                lease = self.modelled.space(space)._leases.get(proof.lease)
+                count = len(lease.ports) if lease is not None else 0
+                ports = {"=": count, "!": max(0, count - 1 + holder % 3)}.get("".join(sure), -1)
+                renewals.append(Renewal(space, proof, lowest, gone, left, heard, ports))
         yield "renew", (renewals,), {}
 
     def close(self, holder: int, quarantine: bool, times: int) -> Any:
@@ -594,9 +747,12 @@ class Player:
 
     def check_state(self, fields: dict[str, str], model: Space, leases: set[str]) -> None:
         own = {name: int(fields.pop(name)) for name in ("schema", "clock", "seen", "fence", "min_ttl", "next")}
+        own |= {"born": int(fields.pop("born")), "recover": int(fields.pop("recover", 0))}
         expected = {"schema": 1, "clock": model._clock, "seen": model._seen, "fence": model._fence}
+        expected |= {"born": model._born, "recover": model._recovering}
         assert expected == {name: own[name] for name in expected}, "state"
-        first = 0 if model._queue else min(model._due.values(), default=own["next"])
+        waits = model._queue or model._clock < model._recovering
+        first = 0 if waits else min(model._due.values(), default=own["next"])
         assert own["next"] <= first, "next: too late"
         live = [lease.ttl for lease in model._leases.values() if lease.expires > model._clock]
         assert not live or 0 < own["min_ttl"] <= min(live), "min_ttl"
@@ -612,7 +768,7 @@ class Player:
         plain |= {f"foreign/{range}": str(count) for range, count in model._foreign.items()}
         plain |= {
             f"revoked/{id}": ";".join(f"{port.fence} {member(port.protocol, port.number)}" for port in told)
-            for id, told in ((id, lease.revoked.values()) for id, lease in model._leases.items())
+            for id, told in ((id, lease.revoked) for id, lease in model._leases.items())
             if told
         }
         plain |= {f"wait/{ticket:016d}": _place(lease.id, ask) for ticket, (lease, ask) in model._queue.items()}
@@ -630,11 +786,15 @@ def _kind(reply: Any) -> str:
             return f"Queued {'first' if first else 'behind'} {'now' if due_in <= 0 else ''}".rstrip()
         case Gone(reason):
             return f"Gone {reason}"
+        case Renewed(doubt=True):
+            return "Renewed in doubt"
         case Renewed(flag) | Reclaimed(flag) | Closed(flag):
             return f"{type(reply).__name__} {flag}"
+        case Claimed(refused):
+            return f"Claimed {'but some' if refused else 'all'}"
         case Released(count) | Marked(count) | Opened(_, _, count):
             return f"{type(reply).__name__} {'some' if count else 'none'}"
-        case Granted() | Stale() | Occupied() | Held():
+        case Granted() | Stale() | Occupied() | Held() | Recovering():
             return type(reply).__name__
     return "list"
 
@@ -757,7 +917,7 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
 def test_histories_reach_everything() -> None:
     """Every kind of reply occurs in the histories, so none goes uncompared."""
     seen: set[str] = set()
-    for seed in range(8):
+    for seed in range(12):
         player = Player(None)
         player.play(generate(seed, 1000))
         seen |= player.seen
@@ -779,5 +939,11 @@ def test_histories_reach_everything() -> None:
         *("Released none", "Released some", "Released to cool", "Marked none", "Marked some"),
         *(f"force {state} {done}" for state in ("held", "cooling", "foreign") for done in (True, False)),
         *("Renewed and told of one", "Renewed and told of more", "drop True", "drop False", "grace"),
+        *("Gone unknown", "no lease", "newer than lease", "Renewed in doubt", "Recovering", "preview Recovering"),
+        *(f"{reply} knew {what}" for reply in ("Opened", "Occupied") for what in ("less", "more")),
+        *("Claimed all", "Claimed but some", "claim again", "claim free", "drop recovering"),
+        *(f"claim {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "same", "lower")),
+        *(f"claim own {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "lower")),
+        *(f"claim {state} {how} other protocol" for state in ("held", "own held") for how in ("higher", "lower")),
         *("Renewed False", "Renewed True", "Reclaimed False", "Reclaimed True", "Closed False", "Closed True"),
     } <= seen

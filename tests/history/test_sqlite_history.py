@@ -5,7 +5,7 @@ Two objects take turns, so each has to find out what the other did; and one that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from history.test_history import STEPS, Different, Player, generate
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from clusterports_sqlite import SqliteBackend
     from clusterports_sqlite._process import Process
+
+
+TABLES: Final = ("space", "lease", "port", "place", "last", "change")
 
 
 class LocalModel(MemorySpaces):
@@ -74,6 +77,21 @@ class SqlitePlayer(Player):
             for subject in self.subjects:
                 self.compare(expected, self.stored(subject, anew=False))
 
+    def copied(self) -> dict[str, list[tuple[Any, ...]]]:
+        def work(db: sqlite3.Connection) -> dict[str, list[tuple[Any, ...]]]:
+            return {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
+
+        return self.subjects[0].file.read(work) or {}
+
+    def put_back(self, stored: dict[str, list[tuple[Any, ...]]] | None) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            for table in TABLES:
+                db.execute(f"DELETE FROM {table}")
+                for row in (stored or {}).get(table, ()):
+                    db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)
+
+        self.subjects[1].file.write(work)
+
     @staticmethod
     def stored(subject: SqliteBackend, *, anew: bool) -> dict[str, dict[str, Any]]:
         def find(db: sqlite3.Connection, name: str) -> StoredSpace:
@@ -112,10 +130,10 @@ def inner(space: Space) -> dict[str, Any]:
         for name, port in space._ports.items()
     }
     return {
-        "times": (space._seen, space._clock, space._fence),
+        "times": (space._seen, space._clock, space._fence, space._born, space._recovering),
         "leases": leases,
         "answers": {id: lease.done for id, lease in space._leases.items()},
-        "revoked": {id: list(lease.revoked.items()) for id, lease in space._leases.items()},
+        "revoked": {id: list(lease.revoked) for id, lease in space._leases.items()},
         "held": {id: lease.ports for id, lease in space._leases.items()},
         "names": dict(space._names),
         "ports": ports,

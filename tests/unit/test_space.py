@@ -33,6 +33,7 @@ from clusterports.abc import (
     PortView,
     Queued,
     Reclaimed,
+    Recovering,
     Released,
     Renewal,
     Renewed,
@@ -66,7 +67,7 @@ class Actor:
 
     def ask(
         self, *asks: Ask, number: int | None = None, floor: int | None = None, wait: Wait | None = None
-    ) -> Granted | Full | Queued | Gone | Stale:
+    ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         if number is None:
             number = self.number = self.number + 1
         return self.world.space.acquire(self.world.now, self.holder, Request(number, floor or number), asks, wait)
@@ -146,7 +147,7 @@ class World:
     def bury(self, *actors: Actor) -> None:
         self.space.bury(self.now, [actor.holder.lease for actor in actors])
 
-    def preview(self, *asks: Ask) -> Granted | Full:
+    def preview(self, *asks: Ask) -> Granted | Full | Recovering:
         return self.space.preview(self.now, asks)
 
     def stirred(self) -> bool:

@@ -9,7 +9,7 @@ import redis
 
 from clusterports.errors import ConfigurationError
 from clusterports_redis import connect, connect_async
-from clusterports_redis._url import connection_arguments, place
+from clusterports_redis._url import Address, connection_arguments, place, target
 from clusterports_sqlite._url import file_of
 
 SECRET = "s3cr3t"
@@ -36,6 +36,54 @@ def test_accepted(url: str, expected: dict[str, Any]) -> None:
     """All spellings of a store's place, with user, password, database and redis-py's options."""
     arguments = connection_arguments(url, 2.5)
     assert expected == {key: arguments.get(key) for key in expected}
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "seeds"),
+    [
+        ("redis://store:7000/0", "server", ()),
+        ("valkey+unix:///run/s.sock", "server", ()),
+        ("redis+sentinel://a/ports", "sentinel", (("a", 26379),)),
+        ("valkey+sentinel://a:1,b,c:3/ports", "sentinel", (("a", 1), ("b", 26379), ("c", 3))),
+        ("rediss+sentinel://[::1],[fe80::1]:2/ports", "sentinel", (("::1", 26379), ("fe80::1", 2))),
+        ("redis+cluster://a", "cluster", (("a", 6379),)),
+        ("valkeys+cluster://a:1,[::1],c/0", "cluster", (("a", 1), ("::1", 6379), ("c", 6379))),
+    ],
+)
+def test_several(url: str, kind: str, seeds: tuple[tuple[str, int], ...]) -> None:
+    """One server, or a list of those who know where the servers are, each with its own port or the usual one."""
+    found = target(url, 2.5)
+    assert (kind, seeds, url) == (found.kind, found.seeds, found.where)
+    assert (kind == "server") is ("host" in found.arguments or "path" in found.arguments)
+
+
+@pytest.mark.parametrize(
+    ("url", "service", "expected", "login"),
+    [
+        ("redis+sentinel://a,b/ports", "ports", {"username": None, "db": None, "connection_class": None}, {}),
+        ("redis+sentinel://a/my-ports.1/3", "my-ports.1", {"db": 3}, {}),
+        ("redis+sentinel://me:p%40w@a,b/ports?client_name=x", "ports", {"username": "me", "password": "p@w"}, {}),
+        (
+            "redis+sentinel://:pw@a/ports/2?sentinel_username=he&sentinel_password=s%40w",
+            "ports",
+            {"password": "pw", "db": 2, "sentinel_password": None},
+            {"username": "he", "password": "s@w"},
+        ),
+        ("rediss+sentinel://a/ports?ssl_ca_certs=x.pem", "ports", {"connection_class": redis.SSLConnection}, {}),
+        ("valkeys+cluster://me:pw@a,b", "", {"username": "me", "connection_class": redis.SSLConnection}, {}),
+    ],
+)
+def test_logins(url: str, service: str, expected: dict[str, Any], login: dict[str, str]) -> None:
+    """User, password, database and options are for the servers with the data; sentinels have a login of their own."""
+    found = target(url, 2.5)
+    assert (service, login) == (found.service, found.login)
+    assert expected == {key: found.arguments.get(key) for key in expected}
+
+
+@pytest.mark.parametrize("address", [Address("store", 1), Address("::1", 7000)])
+def test_address(address: Address) -> None:
+    """An address says itself as it is written in a URL."""
+    assert (address,) == target(f"redis+cluster://{address}", 2.5).seeds
 
 
 @pytest.mark.parametrize("url", ["redis://store", "rediss://store", "unix:///run/s.sock"])
@@ -89,12 +137,37 @@ def test_own_timeouts() -> None:
         (f"unix:///run/s.sock&password={SECRET}", "unix:///run/s.sock: only options may follow, which begin with ?"),
         (f"unix:///run/s.sock;db=1;password={SECRET}", "in the path of a socket & is %26, ; is %3B, and , is %2C"),
         (f"unix://&password={SECRET}", "unix://: only options may follow"),
+        (f"redis+sentinel://:{SECRET}@a,b", "redis+sentinel://a,b: names no service; must be like redis+sentinel://"),
+        (f"redis+sentinel://:{SECRET}@a,b/", "names no service"),
+        (f"redis+sentinel://:{SECRET}@a//2", "names no service"),
+        (f"redis+sentinel://:{SECRET}@a/my~ports", "service 'my~ports' is not of letters, digits and ._- alone"),
+        (f"redis+sentinel://:{SECRET}@a/ports/x", "database 'x' is not a number"),
+        (f"redis+sentinel://:{SECRET}@a,,b/ports", "a host is empty; must be like redis+sentinel://host:26379,host"),
+        (f"redis+sentinel://:{SECRET}@/ports", "a host is empty"),
+        (f"redis+sentinel://:{SECRET}@:26379/ports", "a host is empty"),
+        (f"redis+sentinel://:{SECRET}@a,b:70000/ports", "the port must be a number from 1 to 65535"),
+        (f"redis+sentinel://a,b:{SECRET}/ports", "redis+sentinel://a,b:***/ports: the port must be a number"),
+        (f"redis+sentinel://:{SECRET}@a,b:0/ports", "port 0 is not in 1-65535"),
+        (f"redis+sentinel://:{SECRET}@a,[::1/ports", "Invalid IPv6 URL"),
+        (f"redis+sentinel://a,b,password={SECRET}/ports", "redis+sentinel://a,b,password: only options may follow"),
+        (f"redis+sentinel://a/ports&password={SECRET}", "redis+sentinel://a/ports: only options may follow"),
+        (f"redis+sentinel://:{SECRET}/{SECRET}@a/ports", "redis+sentinel://a/ports: percent-encode the password"),
+        (f"redis+sentinel://a/ports?sentinel_password=a@{SECRET}", "redis+sentinel://...: percent-encode the password"),
+        (f"redis+sentinel://:{SECRET}@a/ports?port=1", "option 'port' cannot be set here"),
+        (f"redis+sentinel://:{SECRET}@a/ports?protocol=2", "option 'protocol' cannot be set here"),
+        (f"redis+cluster://:{SECRET}@a,b/1", "redis+cluster://a,b/1: database 1 is not 0, all that a cluster has"),
+        (f"redis+cluster://:{SECRET}@a,b?db=2", "database 2 is not 0, all that a cluster has"),
+        (f"redis+cluster://:{SECRET}@a/ports", "database 'ports' is not a number"),
+        (f"redis+cluster://:{SECRET}@", "a host is empty; must be like redis+cluster://host:6379,host:6379"),
+        (f"redis+cluster://:{SECRET}@a?host=b", "option 'host' cannot be set here"),
+        (f"unix+cluster://:{SECRET}@/run/s.sock", "must be like redis+cluster://host:6379,host:6379, or the same with"),
+        (f"unix+sentinel://:{SECRET}@/run/s.sock", "must be like redis+sentinel://"),
     ],
 )
 def test_refused(url: str, part: str) -> None:
     """A URL that cannot work is refused before anything is contacted: names the key and the fault, not the password."""
     with pytest.raises(ConfigurationError) as caught:
-        connection_arguments(url, 2.5)
+        target(url, 2.5)
     message = str(caught.value)
     assert message.startswith("url: ")
     assert part in message
@@ -117,6 +190,9 @@ def test_refused(url: str, part: str) -> None:
         (f"redis://store:{SECRET}/0", "redis://store:***/0"),
         (f"unix:///run/s.sock;password={SECRET}", "unix:///run/s.sock"),
         ("unix:///run/a&b;c,d.sock", "unix:///run/a&b;c,d.sock"),
+        (f"redis+sentinel://me:{SECRET}@a:1,[::1]:2/ports/0?password={SECRET}", "redis+sentinel://a:1,[::1]:2/ports/0"),
+        (f"redis+sentinel://a:{SECRET},b:{SECRET}/ports", "redis+sentinel://a:***,b:***/ports"),
+        (f"redis+cluster://a:1,b;password={SECRET}", "redis+cluster://a:1,b"),
     ],
 )
 def test_place(url: str, expected: str) -> None:
@@ -134,6 +210,15 @@ def test_place(url: str, expected: str) -> None:
         (
             "redis://store?ssl_cert_reqs=none",
             "url: redis://store: unknown parameter 'ssl_cert_reqs'; it is for rediss://",
+        ),
+        ("redis+sentinel://a/ports?foo=bar", "url: redis+sentinel://a/ports: unknown parameter 'foo'"),
+        (
+            "redis+cluster://a?sentinel_password=x",
+            "url: redis+cluster://a: unknown parameter 'sentinel_password'",
+        ),
+        (
+            "redis+cluster://a?ssl_ca_certs=x",
+            "url: redis+cluster://a: unknown parameter 'ssl_ca_certs'; it is for rediss://",
         ),
         ("rediss://store?ssl_cert_reqs=x", "url: rediss://store: Invalid SSL Certificate Requirements Flag: x"),
     ],

@@ -6,7 +6,7 @@
 -- ARGV  1 lease id  2 incarnation  3 request number  4 request floor
 --       5 number of asks, or for one that may wait: 1, window, ticket, and 1 to keep the place; then the asks, see pick.lua
 -- Returns {'GRANTED', 'since first-fence port port ...'} with consecutive fences, {'STALE', number}, {'GONE', reason},
---         {'QUEUED', ticket, first, due in},
+--         {'QUEUED', ticket, first, due in}, {'RECOVERING', for how long},
 --         {'FULL', index of the ask, why, backlog, clock, now, port, record} where the last two are of an explicit port
 local done = s[8] or rare().damaged('done/' .. id)
 local number, floor = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -27,6 +27,10 @@ if floor > highest and floor >= settled then
   done = ARGV[4] .. ' ' .. ARGV[3]
 else
   done = rare().settle(done, floor, number)
+end
+if space and space.recovering then
+  call('HSET', STATE, 'clock', clock, 'seen', seen, 'done/' .. id, done .. ';' .. ARGV[3] .. ' -')
+  return {'RECOVERING', format('%.0f', space.recovering - clock)}
 end
 local since = format('%.0f', now)
 local first, first_text = now, since

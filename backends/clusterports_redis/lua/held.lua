@@ -6,12 +6,14 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 the port after which to begin, or ''  4 the most to return
 -- Returns {'HELD', clock, now, port, record, port, record, ...} or {'GONE', reason}
-local space = rare()
+local space = rare(tonumber(s[2]), min_ttl, next_due)
 local id = ARGV[1]
-if not gap then return {'GONE', 'expired'} end
+if not gap then return {'GONE', 'unknown'} end
 local lease = space.lease(s[7])
-if not lease or lease.expires <= tonumber(s[2]) then return {'GONE', 'expired'} end
-if lease.incarnation ~= ARGV[2] then return {'GONE', 'superseded'} end
+if not lease or lease.expires <= tonumber(s[2]) or lease.incarnation ~= ARGV[2] then
+  lease = lease or {}
+  return {'GONE', space.why_gone(id, ARGV[2], lease.incarnation, lease.expires, fence)}
+end
 local from = ARGV[3] == '' and '[' .. id .. '/' or '(' .. id .. '/' .. ARGV[3]
 local members = call('ZRANGE', PORTS, from, '(' .. id .. '0', 'BYLEX', 'LIMIT', 0, ARGV[4])
 local reply = {'HELD', format('%.0f', clock), format('%.0f', now)}

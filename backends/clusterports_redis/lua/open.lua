@@ -3,7 +3,7 @@
 -- reads: 'schema'
 -- Open the lease of an instance, answer it again to the same process, or take it over.
 -- KEYS  see space.lua
--- ARGV  1 instance  2 token  3 ttl  4 incarnation to supersede, 0: none
+-- ARGV  1 instance  2 token  3 ttl  4 incarnation to supersede, 0: none  5 the highest fence that the caller knew, 0: none
 -- Returns {'OPENED', id, incarnation, ports held} or {'OCCUPIED', incarnation, token}
 -- A command that this user may not run would fail in mid-script, with the writes before it done. So all that any
 -- operation runs after its first write is tried here, where nothing is written yet (emulators have no acl_check_cmd).
@@ -24,17 +24,25 @@ if not gap then
 end
 local space = rare(clock, min_ttl, next_due)
 if gap then space.visit(before, gap) end
+local knew = tonumber(ARGV[5])
+if knew > fence then
+  fence = knew
+  space.recover(clock + ttl)
+elseif knew > 0 and knew < tonumber(call('HGET', STATE, 'born') or 0) then
+  space.recover(ttl)  -- the lease clock began with the space
+end
 local id = gap and call('HGET', STATE, name)
 local lease = id and space.lease(call('HGET', STATE, 'lease/' .. id))
 if not lease or lease.expires <= clock or lease.token ~= token then
   local fresh = not lease or lease.expires <= clock
   if not fresh and lease.incarnation ~= ARGV[4] then
-    call('HSET', STATE, 'clock', clock, 'seen', seen)
+    call('HSET', STATE, 'clock', clock, 'seen', seen, 'fence', fence, 'next', space.next_due)
     return {'OCCUPIED', lease.incarnation, lease.token}
   end
   fence = math.max(fence + 1, now)
   local incarnation = format('%.0f', fence)
   if fresh then id = incarnation end
+  if not gap then call('HSET', STATE, 'born', id) end
   lease = {incarnation = incarnation, ttl = ttl, nominal = clock + ttl, expires = clock + ttl, token = token,
            instance = ARGV[1]}
   if space.min_ttl == 0 or ttl < space.min_ttl then space.min_ttl = ttl end

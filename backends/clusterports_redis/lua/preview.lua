@@ -4,9 +4,11 @@
 -- What acquire would give now. Writes nothing that stays.
 -- KEYS  see space.lua, and pick.lua
 -- ARGV  number of asks, then the asks, see pick.lua
--- Returns {'PREVIEW', 'port port ...'}, {'EMPTY'} where there is no space, or {'FULL', ...} as acquire
+-- Returns {'PREVIEW', 'port port ...'}, {'EMPTY'} where there is no space, or {'FULL', ...} or {'RECOVERING', ...} as acquire
 if not gap then return {'EMPTY'} end
 local space = rare(clock, min_ttl, next_due)
+local till = space.recovers()
+if till then return {'RECOVERING', format('%.0f', till - clock)} end
 space.waiting, space.dry_run = true, true
 local picked = picker(space)
 picked.pick(2, tonumber(ARGV[1]), 0)

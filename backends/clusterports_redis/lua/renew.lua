@@ -4,16 +4,19 @@
 -- One heartbeat, however many ports: the lease runs for a full TTL from now. Abandoned requests are undone.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests, tickets that are left as w<ticket>,
---       and the fences of ports that the holder knows to be revoked as f<fence>
--- Returns {'RENEWED', backlog, and if any are: 'fence port;fence port ...' of those that are revoked} or {'GONE', reason}
+--       the fences of ports that the holder knows to be revoked as f<fence>, and how many ports it holds as n<count>
+-- Returns {'RENEWED', backlog, 'fence port;fence port ...' of those that are revoked, or '', 1 when it holds another number}
+--         or {'GONE', reason}
 space = space or rare(clock, min_ttl, next_due)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
 floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
-local abandoned, left, heard = {}, {}, nil
+local abandoned, left, heard, count = {}, {}, nil, nil
 for i = 4, #ARGV do
-  local sort, value = match(ARGV[i], '^([wf])(%d+)$')
-  if sort == 'w' then
+  local sort, value = match(ARGV[i], '^([wfn])(%d+)$')
+  if sort == 'n' then
+    count = tonumber(value)
+  elseif sort == 'w' then
     left[#left + 1] = value
   elseif sort == 'f' then
     heard = heard or {}
@@ -73,4 +76,5 @@ space.put_due('lease/' .. id, lease.expires)
 space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due, 'lease/' .. id, space.record(lease),
      'done/' .. id, table.concat(kept, ';'))
-return {'RENEWED', backlog and 1 or 0, revoked}
+local other = count and count ~= call('ZLEXCOUNT', PORTS, '[' .. id .. '/', '(' .. id .. '0')
+return {'RENEWED', backlog and 1 or 0, revoked or '', other and 1 or 0}

@@ -2,6 +2,8 @@
 --
 -- KEYS, of every operation: 1 state (hash)  2 due (zset)  3 ports (zset, by lex)  4 tcp  5 udp (bitmaps)
 --   state  schema, clock, seen, fence
+--          born             the first fence of this space; one that is lower was given by another, which is lost
+--          recover          until then on the lease clock nothing is given out
 --          min_ttl          of live leases, 0: none; never too high
 --          next             when something is due first, on the lease clock; never too late
 --          lease/<id>       incarnation expires nominal ttl token instance
@@ -27,8 +29,8 @@
 -- each other; nothing of the operation was done then.
 --
 -- A script pays for every function and table that it makes, each time it runs. So what is rarely needed is made
--- by rare(), and what every operation does stands in time.lua and enter.lua as plain code. While anybody waits,
--- `next` is 0: then every operation takes the way over rare(), which looks after the queue.
+-- by rare(), and what every operation does stands in time.lua and enter.lua as plain code. While anybody waits, or
+-- the space is recovering, `next` is 0: then every operation takes the way over rare(), which looks after both.
 
 local call, format, match = redis.call, string.format, string.match
 local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
@@ -47,6 +49,28 @@ local function rare(clock, min_ttl, next_due)
 
   function self.damaged(what)
     error('CPDAMAGED ' .. what, 0)
+  end
+
+  -- Why there is no such lease: incarnation and expires are of the one that there is.
+  function self.why_gone(id, asked, incarnation, expires, fence)
+    if not expires then
+      local number = tonumber(id)
+      local known = number <= fence and number >= tonumber(call('HGET', STATE, 'born') or 0)
+      return known and 'expired' or 'unknown'
+    end
+    if tonumber(expires) <= clock then return 'expired' end
+    return tonumber(asked) < tonumber(incarnation) and 'superseded' or 'unknown'  -- unknown: the takeover was lost
+  end
+
+  -- Until then nothing is given out; nil when there is no such time, or it is over.
+  function self.recovers()
+    local till = tonumber(call('HGET', STATE, 'recover') or 0)
+    return clock < till and till or nil
+  end
+
+  function self.recover(till)
+    if till > tonumber(call('HGET', STATE, 'recover') or 0) then call('HSET', STATE, 'recover', till) end
+    self.next_due = 0
   end
 
   -- A key of a wrong type must be found before the first write, not between two.
@@ -212,6 +236,54 @@ local function rare(clock, min_ttl, next_due)
     return found
   end
 
+  -- Who has a port: its lease, as a table. What is damaged is found here.
+  function self.holder_of(name, record)
+    local state, lease, its_fence = match(record, '^([hcf]) (%d+) (%d+) ')
+    local holder = state == 'h' and self.lease(call('HGET', STATE, 'lease/' .. lease))
+    if not state or state == 'h' and not holder then self.damaged('port ' .. name) end
+    return holder, its_fence
+  end
+
+  -- A port that the store has lost becomes the lease's again, unless somebody was given a higher fence since, or it was
+  -- taken by force. Returns whether it was lost. counter: where it is counted, '' if it is not.
+  function self.take_back(id, instance, now, name, its_fence, hold, note, counter)
+    local protocol, number = match(name, '^(%l+)/(%d+)$')
+    local fence, found = tonumber(its_fence), self.in_the_way(protocol, number)
+    local names, records = {}, {}
+    local own_lease, own_fence = match(found[name] or '', '^h (%d+) (%d+) ')
+    local lost = not (own_lease == id and own_fence == its_fence)
+    local revoked = ';' .. (call('HGET', STATE, 'revoked/' .. id) or '') .. ';'
+    if lost and string.find(revoked, ';' .. its_fence .. ' ' .. name .. ';', 1, true) then return false end
+    for _, kind in ipairs(lost and self.OVER[protocol] or {}) do
+      local other = format('%s/%05d', kind, number)
+      if found[other] then
+        local holder, other_fence = self.holder_of(other, found[other])
+        if tonumber(other_fence) > fence then return true end
+        if other_fence == its_fence and holder and holder.instance ~= instance then return true end
+        names[#names + 1], records[#names + 1] = other, found[other]
+      end
+    end
+    for i, other in ipairs(names) do
+      local state, lease, other_fence = match(records[i], '^(%l) (%d+) (%d+) ')
+      if state ~= 'h' then
+        call('ZREM', DUE, other)
+      else
+        self.end_hold(lease, {other})
+        if lease ~= id and other_fence ~= its_fence then
+          local told = call('HGET', STATE, 'revoked/' .. lease)
+          call('HSET', STATE, 'revoked/' .. lease, (told and told .. ';' or '') .. other_fence .. ' ' .. other)
+        end
+      end
+    end
+    self.free(names, records)
+    call('ZADD', PORTS, 0, id .. '/' .. name)
+    for _, kind in ipairs(self.KINDS[protocol]) do call('SETBIT', bits[kind], tonumber(number), 1) end
+    if not lost then return false end
+    call('HSET', STATE, name, format('h %s %s %.0f %s %s', id, its_fence, math.min(fence, now), hold, note))
+    if counter ~= '' then call('HSET', STATE, counter, (tonumber(call('HGET', STATE, counter)) or 0) + 1) end
+    return true
+  end
+
   -- ---------------------------------------------------------------- queue
 
   function self.tickets(before, limit)
@@ -363,6 +435,8 @@ local function rare(clock, min_ttl, next_due)
       self.wake()
       self.changed = false
     end
+    self.recovering = self.recovers()
+    if self.recovering then self.next_due = 0 end
     call('HSET', STATE, 'min_ttl', self.min_ttl, 'next', self.next_due)
     return backlog
   end
