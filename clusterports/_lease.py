@@ -221,6 +221,9 @@ class HostLease:
             was, self.state = self.state, "lost"
             return was != "lost"
 
+    def lost(self) -> bool:
+        return self.state == "lost"
+
     def reliable(self) -> bool:
         return self.state != "lost" and monotonic() < self.until and self.ours()
 

@@ -302,7 +302,7 @@ class Space:
             if port.fence == fence and port.state == "held" and port.lease.instance != lease.instance:
                 return True
         for other, port in in_the_way.items():
-            if port.state == "held" and port.lease is not lease and port.fence != fence:
+            if port.state == "held" and port.lease is not lease:
                 kind, _ = parse_member(other)
                 port.lease.revoked[Port(number, kind, port.fence)] = None
             self._free(other)

@@ -85,6 +85,10 @@ class ClusterConnections:
         runs = {owner: await session(self._node(owner)) if owner else "" for owner in dict.fromkeys(owners)}
         return [runs[owner] for owner in owners]
 
+    def servers(self) -> list[OwnConnections]:
+        """To each server that has data of its own, as far as they are known."""
+        return [self._node(address) for address in self._primaries]
+
     def pubsub(self) -> Any:
         """At any node: each passes on to all others what is published."""
         return self._node(random.choice(self._primaries)).pubsub()
@@ -99,7 +103,9 @@ class ClusterConnections:
             return self._nodes[address]
         except KeyError:
             arguments = {**self._target.arguments, "host": address.host, "port": address.port}
-            return self._nodes.setdefault(address, OwnConnections(Target("server", self.where, arguments)))
+            node = self._nodes.setdefault(address, OwnConnections(Target("server", self.where, arguments)))
+            node._closed = self._closed
+            return node
 
     def _owner(self, command: Sequence[Any]) -> Address | None:
         """Where a command is to go. Those without a key go where the first slot is, all of them."""
@@ -118,7 +124,7 @@ class ClusterConnections:
             if not isinstance(reply, BaseException) or not_known(reply):
                 continue
             if isinstance(reply, redis_errors.AskError):
-                spot = Address(reply.host or address.host, reply.port)
+                spot = _address(reply.host, reply.port, address)
                 reply.node_addr = spot
                 if isinstance(reply, redis_errors.MovedError):
                     self._owners[reply.slot_id] = spot
@@ -160,8 +166,7 @@ class ClusterConnections:
         known: dict[Address, None] = {}
         primaries: dict[Address, None] = {}
         for first, last, *servers in found:
-            # A node that was told no name of its own leaves it out, and means the one that it was asked by.
-            spots = [Address(host if host not in (None, "", "?") else asked.host, port) for host, port, *_ in servers]
+            spots = [_address(host, port, asked) for host, port, *_ in servers]
             owners[first : last + 1] = [spots[0]] * (last + 1 - first)
             primaries[spots[0]] = None
             known |= dict.fromkeys(spots)
@@ -186,3 +191,8 @@ def _key(command: Sequence[Any]) -> str | None:
 
 def _last(nodes: tuple[Address, ...], node: Address) -> tuple[Address, ...]:
     return (*(other for other in nodes if other != node), node)
+
+
+def _address(host: str | None, port: int, asked: Address) -> Address:
+    """Of a node. One that does not know by which name it is reached leaves that to who asked: it is the one used."""
+    return Address(asked.host if host in (None, "", "?") else str(host), port)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import Connection
 
+from clusterports._text import show
 from clusterports.abc import AsyncWatch
 from clusterports.errors import ConfigurationError
 
@@ -54,6 +55,10 @@ class OwnConnections:
             self._class(**arguments)
         except (TypeError, ValueError, redis_errors.RedisError) as error:
             raise ConfigurationError(f"url: {self.where}: {unfit(error)}") from None
+        for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"):
+            path = arguments.get(name)
+            if path and not os.access(path, os.R_OK):
+                raise ConfigurationError(f"url: {self.where}: {name}: {show(path)} cannot be read")
 
     async def call(self, *command: Any) -> Any:
         connection = await self._take()
@@ -93,6 +98,10 @@ class OwnConnections:
     async def sessions(self, keys: Sequence[str]) -> list[str]:
         """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
         return [await session(self)] * len(keys)
+
+    def servers(self) -> list[OwnConnections]:
+        """To each server that has data of its own."""
+        return [self]
 
     def pubsub(self) -> Any:
         """For one who waits. redis-py may repeat a subscription as it likes."""
@@ -259,6 +268,10 @@ class CallersClient:
     async def sessions(self, keys: Sequence[str]) -> list[str]:
         """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
         return [await session(self)] * len(keys)
+
+    def servers(self) -> list[CallersClient]:
+        """To each server that has data of its own."""
+        return [self]
 
     def pubsub(self) -> Any:
         """With a connection of its own: a pool may have few, and a heartbeat must not lack one for those who wait."""

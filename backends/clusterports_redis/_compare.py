@@ -74,11 +74,10 @@ def compare(backend: RedisBackend, spaces: Sequence[str], *, mend: bool) -> list
     operation: Literal["mend", "check"] = "mend" if mend else "check"
     found = _run(backend, operation, [Comparison(space) for space in spaces])
     doubtful = [(one, counters) for one in found if (counters := one.counters())]
-    for (one, counters), other in zip(
-        doubtful, _run(backend, "check", [one.again() for one, _ in doubtful]), strict=False
-    ):
+    again = {one.space: one.counters() for one in _run(backend, "check", [one.again() for one, _ in doubtful])}
+    for one, counters in doubtful:
         for name, (value, counted) in sorted(counters.items()):
-            if other.counters().get(name) != (value, counted):
+            if again.get(one.space, {}).get(name) != (value, counted):
                 continue
             if not mend or backend._run("mend", wire.keys(one.space), ["counter", name, value, counted])[3]:
                 one.count += 1

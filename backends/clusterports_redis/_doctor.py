@@ -159,13 +159,13 @@ class _Doctor:
 
     # ---------------------------------------------------------------- asking
 
-    def ask(self, *command: str) -> Any:
-        """The reply, in str and int.
+    def ask(self, *command: str, of: Any = None) -> Any:
+        """The reply, in str and int; ``of``: a link to one server of several.
 
         :raises BackendUnavailable: when there is none.
         :raises _Refused: for a user who may not ask, or a server that does not know.
         """
-        (reply,) = self.backend._repeat([command], self.link.calls)
+        (reply,) = self.backend._repeat([command], (of or self.link).calls)
         if not isinstance(reply, BackendError):
             return _plain(reply)
         cause = reply.__cause__
@@ -435,13 +435,15 @@ class _Doctor:
 
     def found(self) -> set[str]:
         """The spaces that have keys."""
-        cursor, found = "0", set()
-        while True:
-            cursor, keys = self.ask("SCAN", cursor, "MATCH", f"{wire.PREFIX}{{*}}:*", "COUNT", "1000")
-            found |= {match[1] for key in keys if (match := _KEY_OF_SPACE.fullmatch(key))}
-            if str(cursor) == "0":
-                return found
-            cursor = str(cursor)
+        found = set()
+        for server in self.link.servers():
+            cursor = ""
+            while cursor != "0":
+                page = ("SCAN", cursor or "0", "MATCH", f"{wire.PREFIX}{{*}}:*", "COUNT", "1000")
+                cursor, keys = self.ask(*page, of=server)
+                cursor = str(cursor)
+                found |= {match[1] for key in keys if (match := _KEY_OF_SPACE.fullmatch(key))}
+        return found
 
     def index(self, seen: _Spaces, missing: list[str], repair: bool) -> Iterator[Finding]:
         cure = "clusterports doctor --repair"

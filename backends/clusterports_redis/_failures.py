@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from enum import Enum
 from typing import Final
 
@@ -98,7 +99,7 @@ def too_old(server: str, where: str) -> IncompatibleSchema:
 def fate(error: BaseException) -> Fate:
     if isinstance(error, Unreached):
         inner = error.cause
-        return Fate.FATAL if fate(inner) is Fate.FATAL else Fate.NOT_RUN
+        return Fate.FATAL if fate(inner) is Fate.FATAL or _distrust(inner) else Fate.NOT_RUN
     if "max number of clients reached" in str(error) or code(error) in _LATER or not_known(error):
         return Fate.NOT_RUN
     if code(error) in _NO_LOGIN or isinstance(error, (redis_errors.ResponseError, redis_errors.DataError)):
@@ -106,9 +107,27 @@ def fate(error: BaseException) -> Fate:
     return Fate.UNKNOWN
 
 
+def _below(error: BaseException) -> tuple[BaseException | None, ...]:
+    """It, and what redis-py made it from."""
+    return error, error.__cause__ or error.__context__
+
+
+def _distrust(error: BaseException) -> str:
+    """Which certificate one side does not accept from the other; "" if that is not it."""
+    for cause in _below(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError) and re.search("CERT|UNKNOWN_CA", getattr(cause, "reason", None) or ""):
+            said = cause.reason.lower().replace("_", " ")
+            return f"it does not accept this client's certificate (ssl_certfile, ssl_keyfile): {said}"
+    return ""
+
+
 def translate(error: BaseException, where: str) -> BackendError:
     """The error for a fate of FATAL."""
     inner = error.cause if isinstance(error, Unreached) else error
+    if distrust := _distrust(inner):
+        return BackendError(f"The store at {where} was not reached: {distrust}")
     said = _WHERE_IN_SCRIPT.sub("", " ".join(str(inner).split()))
     if "CPSCHEMA " in said:
         version = said.split("CPSCHEMA ", 1)[1].split(" ", 1)[0]
@@ -143,4 +162,7 @@ def concerns_data(error: BackendError) -> bool:
 
 def unavailable(error: BaseException, where: str, timeout: float, *, unknown: bool) -> BackendUnavailable:
     said = " ".join(str(error).split()) or type(error).__name__
+    inner = error.cause if isinstance(error, Unreached) else error
+    if any(isinstance(cause, ssl.SSLEOFError) for cause in _below(inner)):  # its reason may have got lost
+        said += "; it may want a client's certificate (ssl_certfile, ssl_keyfile)"
     return BackendUnavailable(f"The store at {where} did not answer within {timeout:g} s: {said}", unknown=unknown)

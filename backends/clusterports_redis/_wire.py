@@ -31,6 +31,7 @@ from clusterports.abc import (
     SpaceView,
     Stale,
 )
+from clusterports.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -218,10 +219,18 @@ def text(reply: Any) -> Any:
 
 
 def reply_of(reply: Any) -> Any:
-    """The reply of any operation but `read`, whose pages are joined by :class:`SpaceReader`."""
+    """The reply of any operation but `read`, whose pages are joined by :class:`SpaceReader`.
+
+    :raises BackendError: where it has a record that no script has written.
+    """
     if isinstance(reply[0], bytes):
         reply = text(reply)
-    return _REPLIES[reply[0]](reply)
+    try:
+        return _REPLIES[reply[0]](reply)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            "The data in the store is damaged, so nothing is allocated there: a record is none"
+        ) from error
 
 
 def _granted(reply: list[Any]) -> Granted:

@@ -56,7 +56,8 @@ def diagnose(backend: SqliteBackend, *, repair: bool) -> Iterator[Finding]:
 
 def _unreadable(error: BackendError) -> Finding:
     if isinstance(error, IncompatibleSchema):
-        return Finding("schema", "error", str(error), "use the newer clusterports everywhere on this machine")
+        cure = f"use the newer clusterports everywhere on this machine; if this is the newer one, {_FROM_NEW}"
+        return Finding("schema", "error", str(error), cure)
     text = str(error)
     if "is damaged" in text:
         return Finding("store", "error", text, _FROM_NEW)

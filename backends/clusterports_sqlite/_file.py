@@ -35,7 +35,7 @@ __all__ = ["APPLICATION", "SCHEMA", "File", "is_busy", "translate"]
 APPLICATION: Final = 0x63707274
 """``cprt``: what the header of our files says about whose they are."""
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 T = TypeVar("T")
 

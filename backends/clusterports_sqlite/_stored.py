@@ -326,11 +326,10 @@ class StoredSpace(Space):
 
     def _restore(self, db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         before = self.version
-        _, self.version, *own, self.wakes, _, _, _ = row
+        _, self.version, *own, self.wakes, leases, ports, places = row
         self._seen, self._clock, self._fence, self._born, self._recovering = own
-        sizes = list(row[-3:])
         self._row = tuple(own)
-        if not _are(int, *row[1:]):
+        if not _are(int, *row[1:]) or not 0 < self._born <= self._fence:
             raise Damaged("the row of the space")
         self._restore_leases(self._select(db, "SELECT * FROM lease WHERE space = ?").fetchall())
         self._restore_ports(db, before)
@@ -340,8 +339,8 @@ class StoredSpace(Space):
                 raise Damaged(f"the last number of range {range!r}")
             self._last[range] = number
         found = [len(self._leases), len(self._ports), len(self._queue)]
-        if sizes != found:
-            raise Damaged(f"{found} leases, ports and places where {sizes} were written")
+        if found != [leases, ports, places]:
+            raise Damaged(f"{found} leases, ports and places where {[leases, ports, places]} were written")
         self.stirred = False  # whoever freed something has told of it
         self._clean()
 

@@ -676,10 +676,11 @@ class PortAllocator:
 
     def _ours_again(self, lease: HostLease, gone: Gone) -> bool:
         """Whether a lease that the store did not know is ours all the same: it lost what it knew, and was told."""
-        if gone.reason != "superseded" and lease.state != "lost":
-            self._renew([lease])
-            self._mend(lease)
-        return lease.state != "lost"
+        if gone.reason == "superseded" or lease.lost():
+            return False
+        self._renew([lease])
+        self._mend(lease)
+        return not lease.lost()
 
     def _mend(self, lease: HostLease, until: float = float("inf")) -> None:
         """See that the store knows what we hold, where it may have lost it."""
@@ -709,14 +710,13 @@ class PortAllocator:
         lease.seen(known)
         lease.give_back_strays()
         lost = [port for fence, port in before.items() if fence not in known and fence in lease.ports]
-        for start in range(0, len(lost), CLAIMED_AT_ONCE):
-            if monotonic() >= until:
-                self._wake.set()
+        while lost:
+            part, lost = lost[:CLAIMED_AT_ONCE], lost[CLAIMED_AT_ONCE:]
+            if not self._claim(lease, part):
                 return False
-            if not self._claim(lease, lost[start : start + CLAIMED_AT_ONCE]):
+            logger.warning("ports that the store had lost were claimed again %s: %d", where(lease.space), len(part))
+            if lost and monotonic() >= until:
                 return False
-        if lost:
-            logger.warning("ports that the store had lost were claimed again %s: %d", where(lease.space), len(lost))
         return True
 
     def _claim(self, lease: HostLease, ports: Sequence[HeldPort]) -> bool:
@@ -892,8 +892,13 @@ class PortAllocator:
             pause = max(0.0, started + interval - monotonic()) if healthy else min(interval, self.ttl / 20)
 
     def _mend_all(self, until: float) -> None:
-        for lease in [lease for lease in self._leases.values() if lease.amiss]:
-            self._mend(lease, until)
+        """As many as there is time for, and one in any case; the rest follows the next heartbeat, which comes soon."""
+        for lease in list(self._leases.values()):
+            if lease.amiss:
+                self._mend(lease, until)
+                if monotonic() >= until:
+                    self._wake.set()
+                    return
 
     def _renew_all(self) -> bool:
         healthy = self._renew(list(self._leases.values()))

@@ -58,6 +58,7 @@ T = TypeVar("T")
 SECOND = 1_000_000
 LONG = 3600 * SECOND
 GONE = Gone("expired")
+UNKNOWN = Gone("unknown")
 SUPERSEDED = Gone("superseded")
 
 HOSTILE = {
@@ -249,11 +250,18 @@ class _Actor:
             self.space, self.holder, ports, range=range, duration=duration, most=most, host=host
         )
 
-    def renewal(self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = ()) -> Renewal:
-        return Renewal(self.space, self.holder, floor, abandoned, heard=heard)
+    def claim(self, *claims: Claim, number: int | None = None) -> Claimed | Gone:
+        if number is None:
+            number = self.number = self.number + 1
+        return self.store.claim(self.space, self.holder, Request(number, number), claims)
 
-    def renew(self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = ()) -> Renewed | Gone | BaseException:
-        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor, heard=heard)])
+    def renewal(self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = (), ports: int = -1) -> Renewal:
+        return Renewal(self.space, self.holder, floor, abandoned, heard=heard, ports=ports)
+
+    def renew(
+        self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = (), ports: int = -1
+    ) -> Renewed | Gone | BaseException:
+        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor, heard=heard, ports=ports)])
         return outcome
 
     def release(self, *ports: Port) -> Released | Gone:
@@ -277,12 +285,14 @@ class _World:
         self.live: list[_Actor] = []
 
     def try_open(
-        self, instance: str = "one", token: str = "a", *, ttl: int = LONG, supersede: int = 0
+        self, instance: str = "one", token: str = "a", *, ttl: int = LONG, supersede: int = 0, knew: int = 0
     ) -> Opened | Occupied:
-        return self.store.open(self.space, instance, token=token, ttl=ttl, supersede=supersede)
+        return self.store.open(self.space, instance, token=token, ttl=ttl, supersede=supersede, knew=knew)
 
-    def open(self, instance: str = "one", token: str = "a", *, ttl: int = LONG, supersede: int = 0) -> _Actor:
-        reply = self.try_open(instance, token, ttl=ttl, supersede=supersede)
+    def open(
+        self, instance: str = "one", token: str = "a", *, ttl: int = LONG, supersede: int = 0, knew: int = 0
+    ) -> _Actor:
+        reply = self.try_open(instance, token, ttl=ttl, supersede=supersede, knew=knew)
         assert isinstance(reply, Opened)
         return _Actor(self.store, self.space, instance, reply)
 
@@ -453,7 +463,7 @@ class _Conformance:
         assert [10809] == numbers(one.take(ask()))
         assert [10810] == numbers(two.take(ask()))
         assert [10809] == numbers(elsewhere.take(ask()))
-        assert exact(GONE) == exact(world.store.held(world.space + "-3", one.holder))
+        assert exact(UNKNOWN) == exact(world.store.held(world.space + "-3", one.holder))
 
     # ------------------------------------------------------------ acquire
 
@@ -608,7 +618,7 @@ class _Conformance:
         nobody = _Actor(world.store, world.space, "one", Opened(1, 1, 0))
         port = Port(10, "tcp", 1)
         for _ in range(2):
-            assert [exact(GONE)] * 7 == [
+            assert [exact(UNKNOWN)] * 8 == [
                 exact(reply)
                 for reply in (
                     nobody.ask(ask()),
@@ -616,6 +626,7 @@ class _Conformance:
                     nobody.renew(),
                     nobody.release(port),
                     nobody.mark(port),
+                    nobody.claim(Claim(port, ask())),
                     nobody.close(),
                     nobody.held(),
                 )
@@ -1390,7 +1401,7 @@ class _Conformance:
         assert exact(True) == exact(world.store.drop(world.space))
         assert world.space not in world.store.spaces()
         assert exact(SpaceView(world.space, 0, (), ())) == exact(world.view())
-        assert exact(GONE) == exact(one.renew())
+        assert exact(UNKNOWN) == exact(one.renew())
         assert [10] == numbers(world.open().take(ask(10, 20)))
         assert world.space in world.store.spaces()
 
@@ -1421,6 +1432,175 @@ class _Conformance:
         assert exact(True) == exact(world.store.drop(world.space))
         assert before == other.settled()
         assert other.space in world.store.spaces()
+
+    # ------------------------------------------------------------ lost data
+
+    def test_too_new(self, world: _World) -> None:
+        """A space that its caller knew before it began gives nothing out for a TTL; all else goes on."""
+        two = world.open("two")
+        granted = two.ask(ask(10, 11, 2), number=1)
+        one = world.open("one", ttl=world.ttl, knew=two.holder.lease - 1)
+        left = world.view().recovering
+        world.open("three", ttl=world.ttl // 8, knew=two.holder.lease - 1)
+        assert left // 2 < world.view().recovering <= left
+        assert [True] * 3 == [
+            isinstance(reply, Recovering) and 0 < reply.left <= world.ttl
+            for reply in (one.ask(ask()), two.ask(ask(), number=2, floor=1), world.store.preview(world.space, [ask()]))
+        ]
+        assert isinstance(granted, Granted)
+        assert exact(granted) == exact(two.ask(ask(10, 11, 2), number=1))
+        assert exact(Released(1)) == exact(two.release(granted.ports[0]))
+        assert 0 < world.view().recovering <= world.ttl
+        passed = world.until(lambda: world.view().recovering == 0, within=1.5 * world.clock.ttl)
+        assert passed > 0.5 * world.clock.ttl
+        assert exact(Stale(2)) == exact(two.ask(ask(), number=2))
+        assert [10] == numbers(_ports(two.ask(ask(10, 20), number=3)))
+
+    def test_behind(self, world: _World) -> None:
+        """A space that has not come to what its caller knew goes on above that, also where the caller is refused."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        knew = port.fence + 1000 * LONG
+        assert isinstance(world.try_open(token="b", ttl=world.ttl, knew=knew), Occupied)
+        assert (knew, True) == (world.view().fence, 0 < world.view().recovering <= world.ttl)
+        assert isinstance(one.ask(ask()), Recovering)
+        world.until(lambda: world.view().recovering == 0, within=1.5 * world.clock.ttl)
+        assert [knew + 1] == [given.fence for given in one.take(ask())]
+        world.open("two", knew=knew)
+        assert 0 == world.view().recovering
+
+    def test_knew_nothing_new(self, world: _World) -> None:
+        """What the space has given is no reason to doubt it."""
+        one = world.open()
+        (port,) = one.take(ask())
+        for index, knew in enumerate((0, one.holder.lease, port.fence)):
+            world.open(f"other-{index}", knew=knew).take(ask())
+        assert 0 == world.view().recovering
+
+    def test_recovering_is_not_dropped(self, world: _World) -> None:
+        """A space that recovers is not removed, even when nothing else is in it."""
+        one = world.open(ttl=world.ttl, knew=10**15 * 4)
+        one.close()
+        assert exact(False) == exact(world.store.drop(world.space))
+        world.until(lambda: world.view().recovering == 0, within=1.5 * world.clock.ttl)
+        assert exact(True) == exact(world.store.drop(world.space))
+
+    def test_lost_lease(self, world: _World) -> None:
+        """A lease from before the space, or ahead of it, is unknown; one that it gave, and that is no more, expired."""
+        first, last = world.open("one"), world.open("two")
+        for lease in (first.holder.lease - 1, last.holder.lease + 1):
+            lost = _Actor(world.store, world.space, "one", Opened(lease, lease, 0))
+            assert [exact(UNKNOWN)] * 3 == [exact(lost.renew()), exact(lost.held()), exact(lost.ask(ask()))]
+        first.close()
+        last.close()
+        assert [exact(GONE)] * 4 == [exact(reply) for one in (first, last) for reply in (one.renew(), one.held())]
+
+    def test_lost_takeover(self, world: _World) -> None:
+        """A newer incarnation than the space knows of is unknown; an older one was taken over."""
+        old = world.open()
+        new = world.open(token="b", supersede=old.holder.incarnation)
+        lost = _Actor(world.store, world.space, "one", Opened(1, 1, 0))
+        lost.holder = new.holder._replace(incarnation=new.holder.incarnation + 1)
+        assert [exact(UNKNOWN)] * 3 == [exact(lost.renew()), exact(lost.held()), exact(lost.ask(ask()))]
+        assert exact(SUPERSEDED) == exact(old.renew())
+
+    def test_claim(self, world: _World) -> None:
+        """A port is taken back under its fence, as it was asked for; the space recovers from then on."""
+        asked = ask(owner="vm-1", labels={"k": "v"}, cooldown=LONG, limit=2, protocol="both", host="kvm-07")
+        one = world.open(ttl=world.ttl)
+        port = Port(10, "both", one.holder.lease - 5)
+        assert exact(Claimed()) == exact(one.claim(Claim(port, asked)))
+        (shown,) = world.view().ports
+        expected = PortView(
+            number=10,
+            protocol="both",
+            state="held",
+            range="backup",
+            owner="vm-1",
+            labels={"k": "v"},
+            instance="one",
+            lease=one.holder.lease,
+            fence=port.fence,
+            age=shown.age,
+            free_in=None,
+            host="kvm-07",
+        )
+        assert exact(expected) == exact(shown)
+        assert isinstance(one.ask(ask()), Recovering)
+        assert 0 < world.view().recovering <= world.ttl
+        held = one.held()
+        assert isinstance(held, Held)
+        assert [10] == numbers(held.ports)
+        assert exact(Released(1)) == exact(one.release(port))
+        assert {("both", 10): "cooling"} == world.states()
+
+    def test_claim_counts(self, world: _World) -> None:
+        """What is taken back counts against its owner's limit, and closes its number."""
+        one, two = world.open(ttl=world.ttl), world.open("two")
+        asked = ask(10, 20, owner="vm-1", limit=2)
+        one.claim(*(Claim(Port(number, "tcp", one.holder.lease - number), asked) for number in (10, 11)))
+        world.until(lambda: exact(one.renew()) == exact(Renewed(False)) and world.view().recovering == 0, within=LONG)
+        assert exact(Full(0, None, False, "limit")) == exact(two.ask(asked))
+        assert [12] == numbers(two.take(ask(10, 20)))
+
+    def test_claim_conflict(self, world: _World) -> None:
+        """The higher fence has the port. Who loses it is told with each heartbeat until it has heard."""
+        one, two = world.open("one"), world.open("two")
+        also, port = two.take(ask(10, 10, limit=1), ask(10, 10, protocol="udp"))
+        lower, higher = Port(10, "both", port.fence - 2), Port(10, "both", port.fence + 1)
+        assert exact(Claimed((lower,))) == exact(one.claim(Claim(lower, ask())))
+        assert exact(Renewed(False)) == exact(two.renew(ports=2))
+        assert exact(Claimed()) == exact(one.claim(Claim(higher, ask())))
+        assert {("both", 10): "held"} == world.states()
+        told = Renewed(False, (also, port))
+        assert [exact(told)] * 2 == [exact(two.renew(ports=0)), exact(two.renew(ports=0))]
+        assert exact(Released(0, (port,))) == exact(two.release(port))
+        assert exact(Renewed(False, (port,))) == exact(two.renew(heard=(also.fence,), ports=0))
+        assert exact(Renewed(False)) == exact(two.renew(heard=(port.fence,), ports=0))
+        assert exact(Renewed(False)) == exact(one.renew(ports=1))
+
+    def test_claim_repeated(self, world: _World) -> None:
+        """The same claim again changes nothing, and a late copy takes nothing back that was released meanwhile."""
+        one = world.open()
+        ports = [Port(number, "tcp", one.holder.lease - number) for number in (10, 11)]
+        claims = [Claim(port, ask()) for port in ports]
+        assert [exact(Claimed())] * 3 == [exact(one.claim(*claims, number=number)) for number in (1, 1, 2)]
+        assert exact(Released(1)) == exact(one.release(ports[0]))
+        assert [exact(Claimed((ports[0],)))] * 2 == [exact(one.claim(*claims, number=number)) for number in (1, 2)]
+        one.renew(3)
+        assert exact(Claimed((ports[0],))) == exact(one.claim(*claims, number=3))
+        assert {("tcp", 11): "held"} == world.states()
+
+    def test_claim_nothing_lost(self, world: _World) -> None:
+        """A claim of what the lease has already is no sign of a loss."""
+        one = world.open()
+        ports = one.take(ask(10, 12, 3))
+        assert exact(Claimed()) == exact(one.claim(*(Claim(port, ask()) for port in ports)))
+        assert [13] == numbers(one.take(ask(10, 20)))
+
+    def test_claim_many(self, world: _World) -> None:
+        """As many as one call may name: all are held then, and listed."""
+        one = world.open()
+        claims = [Claim(Port(number, "tcp", one.holder.lease - number), ask()) for number in range(20_000, 20_250)]
+        assert exact(Claimed()) == exact(one.claim(*claims))
+        assert list(range(20_000, 20_250)) == numbers(world.view().ports)
+        assert exact(Renewed(False)) == exact(one.renew(ports=250))
+
+    def test_claim_after_force(self, world: _World) -> None:
+        """What was taken by force is not lost, and is not taken back."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, quarantine=LONG))
+        world.force(10)
+        assert exact(Claimed((port,))) == exact(one.claim(Claim(port, ask())))
+        assert ({("tcp", 10): "cooling"}, 0) == (world.states(), world.view().recovering)
+
+    def test_doubt(self, world: _World) -> None:
+        """Who says how many ports it holds is told when the store has another number; who is not sure is not."""
+        one = world.open()
+        one.take(ask(10, 12, 3))
+        outcomes = [one.renew(ports=count) for count in (3, 2, 4, 0, -1)]
+        expected = [Renewed(False, (), doubt) for doubt in (False, True, True, True, False)]
+        assert exact(expected) == exact(outcomes)
 
     # ------------------------------------------------------------ close_lease
 

@@ -160,6 +160,7 @@ class Fault:
 STEPS: Final = (
     "open",
     "acquire",
+    "claim",
     "preview",
     "mark_foreign",
     "force",
@@ -187,6 +188,29 @@ class Flaky:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.begun: list[tuple[str, float]] = []
         self.ended = threading.Condition()
+        self.says: Callable[[str, Any], Any] = lambda step, reply: reply  # what becomes of a reply
+        self._held: dict[str, threading.Event] = {}
+
+    def hold_request(self, step: str) -> Callable[[], None]:
+        """The next requests of this step wait until the function that this returns is called."""
+        fault = self.faults[step] = Fault(gate=threading.Event())
+
+        def go_on() -> None:
+            assert fault.gate is not None
+            del self.faults[step]
+            fault.gate.set()
+
+        return go_on
+
+    def hold_reply(self, step: str) -> Callable[[], None]:
+        """The same for replies: the request is carried out."""
+        gate = self._held[step] = threading.Event()
+
+        def go_on() -> None:
+            del self._held[step]
+            gate.set()
+
+        return go_on
 
     def away(self, *, unknown: bool = False) -> None:
         """Nothing gets through any more; with ``unknown``, only the replies are lost."""
@@ -235,9 +259,11 @@ def _blocking(step: str) -> Callable[..., Any]:
             if fault.error is not None and not fault.after:
                 raise fault.error
             reply = getattr(self.inner, step)(*args, **kwargs)
+            if step in self._held:
+                self._held[step].wait(PATIENCE)
             if fault.error is not None:
                 raise fault.error
-            return reply
+            return self.says(step, reply)
         finally:
             self._end(step, args)
 
@@ -254,10 +280,12 @@ def _awaiting(step: str) -> Callable[..., Any]:
             if fault.error is not None and not fault.after:
                 raise fault.error
             reply = await getattr(self.inner, step)(*args, **kwargs)
+            if step in self._held:
+                await asyncio.to_thread(self._held[step].wait, PATIENCE)
             if fault.error is not None:
                 raise fault.error
             await asyncio.sleep(0)
-            return reply
+            return self.says(step, reply)
         finally:
             self._end(step, args)
 

@@ -389,7 +389,7 @@ def test_key_of_a_wrong_type(redis_store: servers.RedisStore, protocol: Any) -> 
     assert Released(1) == backend.release("host:a", holder, ports[:2])
     assert Closed(False) == backend.close_lease("host:a", holder)
     left = content(client)
-    assert {"schema", "fence"} == {field.decode() for field in left.pop(keys("host:a")[0])}
+    assert {"schema", "born", "fence"} == {field.decode() for field in left.pop(keys("host:a")[0])}
     assert [set(), set()] == [set(left.pop(bitmap).replace(b"\0", b"")) for bitmap in keys("host:a")[3:]]
     assert {"clusterports:1:spaces": {b"host:a"}} == left
     backend.close()

@@ -46,7 +46,7 @@ def shared(history: History) -> Iterator[Breach]:
                 if one == two or (one.fence == two.fence and one.instance == two.instance):
                     continue
                 port, key = f"{number}/{protocol} on {host}", (one.fence, other.since, two.fence, use.since)
-                losses = history.losses(one.asked, two.answered)
+                losses = history.losses(one.asked, use.since)
                 if not losses:
                     text = f"{port} was held twice: by {other}, and by {use}"
                     yield history.breach("S1", text, (host, *key), one, two)
@@ -134,14 +134,11 @@ def strangers(history: History) -> Iterator[Breach]:
                     yield history.breach("S2", text, (event.host, event.fence, other.fence), event, other)
     for event in history.by_kind["found"]:
         for client in history.clients[event.instance]:
-            beats = history.beats_of(client, event.host) if client != event.client else []
-            if beats and beats[-1].asked > event.answered:
-                later_found = any(
-                    other.client == client and other.asked >= event.asked for other in history.by_kind["found"]
-                )
-                if not later_found:
-                    text = f"{client} renewed its lease on {event.host} after {event.client} had taken it over"
-                    yield history.breach("S2", text, (client, event.client, event.host, beats[-1].asked), event)
+            beats = history.beats_of(client, event.host)
+            older = history.began[client] < history.began[event.client]
+            if older and beats and beats[-1].asked > event.answered:
+                text = f"{client} renewed its lease on {event.host} after {event.client} had taken it over"
+                yield history.breach("S2", text, (client, event.client, event.host, beats[-1].asked), event)
 
 
 def resurrected(history: History) -> Iterator[Breach]:
@@ -187,9 +184,10 @@ def too_early(history: History) -> Iterator[Breach]:
             continue
         if use.until <= grant.answered and use.end not in ("killed", "detached"):
             continue
-        beat = history.last_beat(port.instance, port.host, grant.answered)
-        if beat is None:
+        beats = [beat for beat in history.beats_of(port.client, port.host) if beat.asked < grant.answered]
+        if not beats:
             continue
+        beat = max(beats, key=attrgetter("asked"))
         early = beat.asked + history.ttl + history.quarantine - grant.answered
         if early > GRAIN:
             fate = {"killed": "was killed", "detached": "left"}.get(str(use.end), "was silent")
@@ -219,10 +217,12 @@ def too_late(history: History) -> Iterator[Breach]:
         beat = history.last_beat(port.instance, port.host)
         if beat is None:
             continue
-        expired = beat.answered + history.ttl
+        latest = max(beat.answered, use.until)  # one that it sent just before it died may have arrived
+        late = (stall.answered for stall in history.by_kind["stalled"] if stall.asked < latest < stall.answered)
+        expired = max(latest, *late, 0.0) + history.ttl
         visits = (visit for visit in [*history.by_kind["beat"], denial] if visit.concerns(port.host))
         first = min(visit.answered for visit in visits if visit.asked >= expired or visit is denial)
-        bound = max(expired + history.quarantine, first + history.ttl) + GRAIN
+        bound = max(expired + history.quarantine, first + history.ttl) + GRAIN + history.slack
         if denial.asked > bound and not history.losses(beat.asked, denial.asked, "rolled back"):
             text = (
                 f"{port.number}/{port.protocol} on {port.host} of {port.client}, which was killed,"
@@ -249,11 +249,11 @@ def robbed(history: History) -> Iterator[Breach]:
                 if outage.answered - outage.asked > history.ttl / 3 + history.slack:
                     expires, rule, why = outage.answered + history.ttl - history.slack, "L2", "the end of an outage"
                 break
-        if lost.asked < expires - GRAIN:
+        if lost.answered < expires - GRAIN:
             if any(beat.asked <= clock.answered and clock.asked <= lost.asked for clock in history.by_kind["clock"]):
                 rule = "L4"
             text = (
-                f"{lost.client} was told that its lease on {lost.host} is lost {expires - lost.asked:.3f} s before"
+                f"{lost.client} was told that its lease on {lost.host} is lost {expires - lost.answered:.3f} s before"
                 f" a TTL was over since {why}"
             )
             yield history.breach(rule, text, (lost.client, lost.host, lost.fence, expires), lost)
@@ -307,19 +307,37 @@ def unwarned(history: History) -> Iterator[Breach]:
     for kind in ("jeopardy", "lost", "refused", "stopped", "killed"):
         for event in history.by_kind[kind]:
             words[event.client].append(event)
+    end = max((event.answered for event in history.events), default=0.0)
     for use in history.uses:
         port = use.granted
         for part in until_deadlines(history, use):
             latest = part.until + history.slack
-            if part.end != "deadline" or use.until <= latest:
+            if part.end != "deadline" or min(use.until, end) <= latest:
                 continue
             heard = any(
-                word.concerns(port.host) and word.asked <= latest and word.answered >= part.until - GRAIN
+                word.concerns(port.host) and word.asked <= latest and word.answered >= part.until - history.ttl * SHARE
                 for word in words[port.client]
             )
             if not heard:
                 text = f"{port.client} was not told by {latest:.3f} that its deadline on {port.host} was over"
                 yield history.breach("H1", text, (port.client, port.host, port.fence, part.until), port)
+
+
+def hasty(history: History) -> Iterator[Breach]:
+    """H1: nobody is warned whose lease was renewed in time."""
+    for event in history.by_kind["jeopardy"]:
+        beats = history.beats_of(event.client, event.host)
+        index = bisect_right(beats, event.asked - history.slack, key=attrgetter("answered"))
+        known = max(beats[:index], default=None, key=attrgetter("asked"))
+        if known is None:
+            continue
+        pauses = (pause for pause in history.by_kind["stopped"] if pause.client == event.client)
+        if any(pause.asked < event.asked and pause.answered > known.answered for pause in pauses):
+            continue
+        early = known.asked + history.ttl * SHARE - event.asked
+        if early > GRAIN:
+            text = f"{event.client} was told of jeopardy on {event.host} {early:.3f} s before its deadline"
+            yield history.breach("H1", text, (event.client, event.host, event.asked, known.asked), event)
 
 
 def forgotten(history: History) -> Iterator[Breach]:
@@ -335,9 +353,16 @@ def forgotten(history: History) -> Iterator[Breach]:
             before = port.instance == event.instance and port.client != event.client and use.until <= event.asked
             if not before or use.end not in ("killed", "detached") or (port.host, port.fence) in found:
                 continue
-            beat = history.last_beat(port.instance, port.host, event.asked)
-            if beat is None or event.answered >= beat.asked + history.ttl - GRAIN:
+            beats = [beat for beat in history.beats_of(port.client, port.host) if beat.asked < event.asked]
+            if not beats or event.answered >= max(beat.asked for beat in beats) + history.ttl - GRAIN:
                 continue
+            if any(
+                beat.asked > use.until
+                for name in history.clients[event.instance]
+                if name not in (port.client, event.client)
+                for beat in history.beats_of(name, port.host)
+            ):
+                continue  # another process came in between, and may have given it back
             if not history.losses(port.asked, event.answered):
                 text = (
                     f"{event.client} came back in time, and did not find {port.number}/{port.protocol} on {port.host}"
@@ -348,7 +373,7 @@ def forgotten(history: History) -> Iterator[Breach]:
 _RULES: Final[tuple[Rule, ...]] = (
     *(shared, early_after_a_loss, fences, strangers, resurrected),
     *(too_early, too_late, robbed, slow),
-    *(trusting, unwarned, forgotten),
+    *(trusting, unwarned, hasty, forgotten),
 )
 
 

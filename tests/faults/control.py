@@ -334,6 +334,11 @@ class Cluster:
         slot = self.slot(key)
         return until(lambda: self._owner(slot), what=f"an owner of slot {slot}")  # type: ignore[no-any-return]
 
+    def slots_of(self, node: Server) -> set[int]:
+        """The slots that this node says it serves."""
+        mine = [range(first, last + 1) for first, last, owner, *_ in _slots(node) if owner[1] == node.port]
+        return {slot for span in mine for slot in span}
+
     def replica(self, primary: Server) -> Server:
         """The one that follows it."""
         name = primary.ask("CLUSTER", "MYID")

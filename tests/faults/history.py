@@ -31,7 +31,7 @@ Kind: TypeAlias = Literal[
     # told by a client of all that it has on the host
     "jeopardy", "recovered", "lost", "beat", "returned", "detached",
     # told by whoever does things to clients and servers
-    "killed", "stopped", "down", "emptied", "rolled back", "clock", "left",
+    "killed", "stopped", "down", "stalled", "emptied", "rolled back", "clock", "left",
 ]
 # fmt: on
 
@@ -53,8 +53,9 @@ class Event:
     ports.
 
     Of the world, from ``asked`` to ``answered``: ``killed`` and ``stopped``: the client. ``down``: the store answered
-    nobody. ``emptied``: it lost all; ``rolled back``: the last of what was written. ``clock``: somebody's wall clock
-    was set. ``left``: at the very end the store still holds this.
+    nobody. ``stalled``: requests came late, perhaps after their sender's death. ``emptied``: the store lost all;
+    ``rolled back``: the last of what was written. ``clock``: somebody's wall clock was set. ``left``: at the very end
+    the store still holds this.
     """
 
     client: str

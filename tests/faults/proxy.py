@@ -242,6 +242,8 @@ class Proxy:
                     if caught.fate == "hold":
                         await _for_ever(client.read)
                         return
+                if server.is_closing():  # it was cut meanwhile
+                    return
                 server.write(request)
                 if dropped:
                     dropped[0].request = request
@@ -256,6 +258,8 @@ class Proxy:
         lost = b""
         while piece := await server.read(CHUNK):
             await self._pass("down")
+            if client.is_closing():
+                return
             if dropped:
                 lost += piece
                 if token in lost:

@@ -61,6 +61,7 @@ _WORDS: Final = {
     "killed": "{client} was killed",
     "stopped": "{client} was stopped",
     "down": "the store was away",
+    "stalled": "the network held requests back",
     "emptied": "the store lost everything",
     "rolled back": "the store lost what was written last",
     "clock": "a wall clock was set",

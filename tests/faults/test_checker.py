@@ -237,8 +237,8 @@ CASES: dict[str, tuple[str, list[Event], list[Event], list[Event]]] = {
     "a lease ends before its time": (
         "S1",
         [GIVEN, *beats("a", 0.9, 1.5)],
+        [event("a", "lost", 3.3, number=0)],
         [event("a", "lost", 3.4, number=0)],
-        [event("a", "lost", 3.5, number=0)],
     ),
     "a stranger's release": (
         "S2",
@@ -327,15 +327,21 @@ CASES: dict[str, tuple[str, list[Event], list[Event], list[Event]]] = {
     ),
     "a dead one's port too late": (
         "L1",
-        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.8), *beats("b", 3.7)],
-        [event("b", "denied", 5.9, fence=1)],
-        [event("b", "denied", 5.7, fence=1)],
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.6), *beats("b", 3.8)],
+        [event("b", "denied", 6.2, fence=1)],
+        [event("b", "denied", 6.0, fence=1)],
     ),
     "nobody visited": (
         "L1",
-        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.8)],
-        [*beats("b", 6.0), event("b", "denied", 8.2, fence=1)],
-        [event("b", "denied", 8.2, fence=1)],
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.6)],
+        [*beats("b", 6.0), event("b", "denied", 8.4, fence=1)],
+        [event("b", "denied", 8.4, fence=1)],
+    ),
+    "its heartbeat came late": (
+        "L1",
+        [GIVEN, *beats("a", 0.9, 1.5), killed("a", 1.6), *beats("b", 3.8), event("b", "denied", 6.2, fence=1)],
+        [],
+        [world("stalled", 1.5, 3.0)],
     ),
     "left at the end": ("L1", [GIVEN, killed("a", 1.8)], [event("", "left", 20.0, fence=1)], []),
     "lost by an outage": (
@@ -359,8 +365,8 @@ CASES: dict[str, tuple[str, list[Event], list[Event], list[Event]]] = {
     "lost by a clock": (
         "L4",
         [GIVEN, *beats("a", 0.9, 1.5), world("clock", 2.0), event("a", "jeopardy", 3.3, number=0)],
-        [event("a", "lost", 3.4, number=0)],
-        [event("a", "lost", 3.6, number=0)],
+        [event("a", "lost", 3.35, 3.45, number=0)],
+        [event("a", "lost", 3.4, 3.5, number=0)],
     ),
     "valid past the deadline": (
         "H1",
@@ -373,6 +379,12 @@ CASES: dict[str, tuple[str, list[Event], list[Event], list[Event]]] = {
         [GIVEN, *beats("a", 0.9, 1.5), event("a", "releasing", 5.0, fence=1)],
         [event("a", "jeopardy", 3.6, number=0)],
         [event("a", "jeopardy", 3.3, number=0)],
+    ),
+    "warned too early": (
+        "H1",
+        [GIVEN, *beats("a", 0.9), event("a", "jeopardy", 2.8, number=0), event("a", "releasing", 3.0, fence=1)],
+        beats("a", 1.5),
+        [event("a", "beat", 1.5, 2.7, number=0)],
     ),
     "not found again": (
         "H3",
@@ -416,9 +428,9 @@ def test_story_in_words() -> None:
         "L1: 5/tcp on h of a, which was killed, was denied to b 0.099 s too late",
         "    1.000 to 1.100: a was given 5/tcp on h with fence 1",
         "    1.500 to 1.600: a had its lease renewed on h",
-        "    1.800 to 1.900: a was killed",
-        "    3.700 to 3.800: b had its lease renewed on h",
-        "    5.900 to 6.000: b was denied 5/tcp on h with fence 1",
+        "    1.600 to 1.700: a was killed",
+        "    3.800 to 3.900: b had its lease renewed on h",
+        "    6.200 to 6.300: b was denied 5/tcp on h with fence 1",
     ] == str(breach).splitlines()
 
 

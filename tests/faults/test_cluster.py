@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +15,9 @@ from faults.load import PATIENCE, Load
 
 from clusterports import BackendError, BackendUnavailable, PortRange, Settings
 from clusterports._names import CLUSTER_SPACE, host_space
-from clusterports.abc import Opened, Renewal, Renewed
+from clusterports.abc import Holder, Opened, Renewal, Renewed
 from clusterports.errors import ConfigurationError
-from clusterports.testing import AsyncBackendConformance, BackendConformance, RealClock
+from clusterports.testing import BackendConformance, RealClock
 from clusterports_redis import _wire as wire
 from clusterports_redis import connect, connect_async
 from clusterports_redis._async_cluster import ClusterConnections
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from faults.control import Cluster, Server
 
-    from clusterports.abc import AsyncBackend, Backend
+    from clusterports.abc import Backend
     from clusterports.testing import Clock
 
 RANGES = [PortRange("held", 1, 9), PortRange("churn", 10, 99), PortRange("everywhere", 100, 199, scope="cluster")]
@@ -61,14 +62,11 @@ def key(host: str) -> str:
 
 def hosts_on(cluster: Cluster, node: Server, count: int, prefix: str) -> list[str]:
     """Names of hosts whose spaces this node has."""
-    found: list[str] = []
-    for number in range(1000):
-        host = f"{prefix}-{number}"
-        if cluster.owner(key(host)) is node:
-            found.append(host)
-            if len(found) == count:
-                return found
-    raise AssertionError("none")
+    mine = cluster.slots_of(node)
+    if not mine:
+        return []
+    names = (f"{prefix}-{number}" for number in itertools.count())
+    return list(itertools.islice((name for name in names if cluster.slot(key(name)) in mine), count))
 
 
 def held(cluster: Cluster, host: str) -> list[int]:
@@ -155,7 +153,7 @@ async def test_asked(kit: Kit, cluster: Cluster) -> None:
 async def test_primary_killed(kit: Kit, cluster: Cluster) -> None:
     """When a primary dies its replica takes over: no caller is told an error, and held ports stay held everywhere."""
     dying = cluster.owner(key("any"))
-    other = next(node for node in cluster.nodes if node is not dying and cluster.owner(key(node.address)) is node)
+    other = next(node for node in cluster.nodes if node is not dying and cluster.slots_of(node))
     hosts = hosts_on(cluster, dying, 2, kit.kind) + hosts_on(cluster, other, 1, kit.kind)
     lost, heir = Told(), cluster.replica(dying)
     ports = allocator(kit, cluster, host=hosts[0], on_lost=lost)
@@ -176,29 +174,20 @@ async def test_primary_killed(kit: Kit, cluster: Cluster) -> None:
 
 def test_silent_node(cluster: Cluster) -> None:
     """A node that does not answer costs its own spaces alone: the others are renewed, and read, by the same call."""
-    silent, *others = {
-        cluster.owner(key(str(number))).port: cluster.owner(key(str(number))) for number in range(99)
-    }.values()
-    hosts = [hosts_on(cluster, node, 1, "silent")[0] for node in (silent, *others)]
-    backend = connect(cluster.url, timeout=0.6)
-    with backend:
+    nodes = [node for node in cluster.nodes if cluster.slots_of(node)]
+    hosts = [hosts_on(cluster, node, 1, "silent")[0] for node in nodes]
+    with connect(cluster.url, timeout=0.6) as backend:
         renewals = []
         for host in hosts:
             opened = backend.open(host_space(host), "i", token="a", ttl=60_000_000)
             assert isinstance(opened, Opened)
-            renewals.append(Renewal(host_space(host), opened_holder(opened)))
-        silent.pause()
+            renewals.append(Renewal(host_space(host), Holder("i", opened.lease, opened.incarnation)))
+        nodes[0].pause()
         try:
             outcomes = backend.renew(renewals)
         finally:
-            silent.resume()
+            nodes[0].resume()
     assert [BackendUnavailable, Renewed, Renewed] == [type(outcome) for outcome in outcomes]
-
-
-def opened_holder(opened: Opened) -> Any:
-    from clusterports.abc import Holder
-
-    return Holder("i", opened.lease, opened.incarnation)
 
 
 async def test_scripts_taught(kind: str, cluster: Cluster) -> None:
@@ -209,13 +198,13 @@ async def test_scripts_taught(kind: str, cluster: Cluster) -> None:
         node.ask("SCRIPT", "FLUSH")
     await result(backend.spaces())
     batches: list[int] = []
-    send: Any = backend._scripted  # type: ignore[union-attr]
+    send: Any = backend._scripted
 
     def counted(commands: Any) -> Any:
         batches.append(len(commands))
         return send(commands)
 
-    backend._scripted = counted  # type: ignore[union-attr,method-assign,assignment]
+    backend._scripted = counted  # type: ignore[method-assign]
     assert [(space, 0) for space in spaces] == [(view.space, view.fence) for view in await result(backend.read(spaces))]
     assert [20] == batches
     await result(backend.close())
@@ -248,11 +237,44 @@ async def test_map_from_another(cluster: Cluster) -> None:
     assert "; 127.0.0.1:2: " in str(caught.value)
 
 
+def test_doctor(cluster: Cluster) -> None:
+    """The doctor finds spaces on every node that the index lacks, and puts them in again."""
+    spaces = [host_space(host) for node in cluster.nodes for host in hosts_on(cluster, node, 2, "lacking")]
+    with connect(cluster.url) as backend:
+        for space in spaces:
+            backend.open(space, "i", token="a", ttl=60_000_000)
+        cluster.owner(wire.SPACES).ask("SREM", wire.SPACES, *spaces)
+        assert [] == [space for space in spaces if space in backend.spaces()]
+        findings = list(backend.diagnose(repair=True))
+        assert sorted(spaces) == [space for space in backend.spaces() if space in spaces]
+    assert [True] == [found.mended for found in findings if found.text.startswith(f"{len(spaces)} missing")]
+    assert [] == [found for found in findings if found.level == "error"]
+
+
+def test_nameless_nodes(cluster: Cluster) -> None:
+    """Nodes that give no address of their own are found by the one that they were asked at."""
+    for node in cluster.nodes:
+        node.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", "unknown-endpoint")
+    try:
+        with connect(cluster.url) as backend:
+            link: Any = backend._link
+            assert [] == backend.spaces("nobody")
+            link._owners = [link._primaries[0]] * len(link._owners)
+            backend.read(
+                [host_space(str(number)) for number in range(9)]
+            )  # some are told another node, without its host
+            assert set(link._primaries) == set(link._owners)
+            assert {"127.0.0.1"} == {address.host for address in link._nodes}
+    finally:
+        for node in cluster.nodes:
+            node.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
+
+
 def test_wrong_scheme(cluster: Cluster, valkey: servers.ServerStore) -> None:
     """A cluster asked as one server, and one server asked as a cluster, say so at once."""
+    elsewhere = next(str(number) for number in range(99) if cluster.owner(key(str(number))) is not cluster.nodes[0])
     with connect(cluster.nodes[0].url) as backend, pytest.raises(BackendError, match=r"a cluster: .*redis\+cluster://"):
-        for number in range(9):
-            backend.reclaim(host_space(str(number)))
+        backend.reclaim(host_space(elsewhere))
     with (
         connect(valkey.url.replace("redis:", "redis+cluster:")) as backend,
         pytest.raises(BackendError, match="cluster support disabled"),
@@ -284,7 +306,7 @@ class ShortClock(RealClock):
     ttl = 0.5
 
 
-class TestSync(BackendConformance):
+class TestSuite(BackendConformance):
     """The suite that all backends pass, in real time."""
 
     @pytest.fixture
@@ -292,25 +314,11 @@ class TestSync(BackendConformance):
         return ShortClock()
 
     @pytest.fixture
-    def backend(self, cluster: Cluster) -> Iterator[Backend]:
-        with connect(cluster.url) as backend:
+    def backend(self, _cluster: Cluster) -> Iterator[Backend]:
+        with connect(_cluster.url) as backend:
             yield backend
 
     @pytest.fixture
-    def backend2(self, cluster: Cluster) -> Iterator[Backend]:
-        with connect(cluster.url) as backend:
+    def backend2(self, _cluster: Cluster) -> Iterator[Backend]:
+        with connect(_cluster.url) as backend:
             yield backend
-
-
-class TestAsync(AsyncBackendConformance):
-    @pytest.fixture
-    def clock(self) -> Clock:
-        return ShortClock()
-
-    @pytest.fixture
-    def backend(self, cluster: Cluster) -> AsyncBackend:
-        return connect_async(cluster.url)
-
-    @pytest.fixture
-    def backend2(self, cluster: Cluster) -> AsyncBackend:
-        return connect_async(cluster.url)

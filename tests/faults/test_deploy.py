@@ -16,11 +16,11 @@ import servers
 from faults.control import Server, free_port, until
 
 from clusterports.abc import Ask, Finding, Granted, Holder, Opened, Queued, Renewal, Request, SpaceView, Wait, Watch
-from clusterports.errors import BackendError
+from clusterports.errors import BackendError, NotReplicated
 from clusterports_redis import RedisBackend, _doctor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "redis"
 SPACE = "host:a"
@@ -199,6 +199,14 @@ def steps(backend: RedisBackend) -> None:
     assert backend.drop("host:none")
 
 
+def copied(url: str) -> None:
+    """With a wait for a replica, of which there is none."""
+    with RedisBackend.connect(f"{url}?min_replicas=1", timeout=1.0) as backend:
+        one = opened(backend, "host:b")
+        with pytest.raises(NotReplicated, match="0 of the 1 replicas"):
+            backend.acquire("host:b", one, Request(1, 1), [Ask("r", ((10, 40),))])
+
+
 def complaints(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level != "ok"]
 
@@ -215,26 +223,45 @@ def everything(url: str) -> None:
 def test_manager(deployed: Deployed, admin: redis.Redis) -> None:
     """Everything works as the user of managers, and doctor has nothing to complain of."""
     everything(deployed.url_of("clusterports"))
+    copied(deployed.url_of("clusterports"))
 
 
 @pytest.mark.parametrize("lacking", rules_of("clusterports"))
 def test_manager_needs(deployed: Deployed, admin: redis.Redis, lacking: str) -> None:
     """With any one rule less something fails, and says so."""
     take_away(deployed, admin, "clusterports", lacking)
-    with pytest.raises((BackendError, AssertionError), match=r"login|forbids|may not|nobody is woken"):
-        everything(deployed.url_of("clusterports"))
+    with pytest.raises((BackendError, AssertionError), match=r"login|forbids|may not|nobody is woken|'wait' command"):
+        (copied if lacking == "+wait" else everything)(deployed.url_of("clusterports"))
 
 
-def take_away(deployed: Deployed, admin: Any, user: str, *lacking: str) -> None:
+def take_away(deployed: Deployed, admin: Any, user: str, *lacking: str, extra: Sequence[str] = ()) -> None:
     digest = sha256(deployed.passwords[user].encode()).hexdigest()
     rules = [rule.replace(f"@SHA256 {user}@", digest) for rule in rules_of(user) if rule not in lacking]
-    admin.execute_command("ACL SETUSER", user, "reset", *rules)
+    admin.execute_command("ACL SETUSER", user, "reset", *rules, *extra)
 
 
 def test_lists_agree() -> None:
-    """The user may run what doctor looks for, what doctor itself asks, and nothing else."""
+    """The user may run what doctor looks for, what doctor itself asks, the wait for copies, and nothing else."""
     looked_for = {command[0] for command in (*_doctor.NEEDED, *_doctor.USEFUL)}
-    assert looked_for | {"INFO", "SCAN"} == commands_of("clusterports")
+    assert looked_for | {"INFO", "SCAN", "WAIT"} == commands_of("clusterports")
+
+
+def test_optional_rules() -> None:
+    """What only some need is there as a comment."""
+    text = (FOLDER / "users.acl").read_text("utf-8")
+    assert ["+waitaof", "+cluster|slots", "+asking"] == re.findall(r"^# (\+.*)$", text, re.MULTILINE)
+
+
+def test_fsync(deployed: Deployed, admin: redis.Redis) -> None:
+    """A port is handed out when it is on disk, with the optional rule and a server that can."""
+    url = f"{deployed.url_of('clusterports')}?fsync=yes"
+    with RedisBackend.connect(url) as backend:
+        one = opened(backend, SPACE)
+        with pytest.raises(NotReplicated):
+            backend.acquire(SPACE, one, Request(1, 1), [Ask("r", ((10, 40),))])
+        if "valkey_version" in admin.info("server"):
+            take_away(deployed, admin, "clusterports", extra=["+waitaof"])
+            assert isinstance(backend.acquire(SPACE, one, Request(2, 2), [Ask("r", ((10, 40),))]), Granted)
 
 
 def test_command_line(deployed: Deployed, admin: redis.Redis, tmp_path: Path) -> None:
@@ -310,8 +337,9 @@ class Service:
         for server in (*self.servers, *self.sentinels):
             server.start()
         for sentinel in self.sentinels:
-            sentinel.ask("SENTINEL", "SET", "ports", "down-after-milliseconds", 1000)
             sentinel.ask("SENTINEL", "DEBUG", "info-period", 200, "publish-period", 500, "ping-period", 200)
+        # One alone is soon of the opinion that the primary is down, and begins nothing by itself.
+        self.sentinels[0].ask("SENTINEL", "SET", "ports", "down-after-milliseconds", 1000)
         until(lambda: all(self.knows(sentinel) for sentinel in self.sentinels), 30, "sentinels that know each other")
 
     def kill(self) -> None:

@@ -427,24 +427,59 @@ def test_spaces(redis_store: servers.RedisStore) -> None:
 
 
 def test_damaged(redis_store: servers.RedisStore) -> None:
-    """Each damaged space is an error with its name, and a repair leaves it alone; the cure cures."""
+    """Each damaged space is an error with its name, and a repair mends it; one of another version is left alone."""
     backend, client = redis_store.connect(), redis_store.client
     for host in ("a", "b", "c", "d%1B"):
         opened(backend, f"host:{host}")
     client.delete(keys("host:a")[0])
     client.hset(keys("host:b")[0], "schema", "2")
     client.hset(keys("host:d%1B")[0], "tcp/00010", "nonsense")
-    for repair in (False, True):
-        findings = about_spaces(backend, repair=repair)
-        damaged = [finding for finding in findings if finding.check == "space"]
-        assert ["host 'a'", r"host 'd\x1b'"] == [finding.text.split(":")[0] for finding in damaged]
-        assert {"space": "error", "schema": "error"} == levels(findings)
-        assert "host 'b'" in of(findings, "schema").text
-    for finding in damaged:
-        execute(client, *finding.cure.partition("anew: ")[2].split())
+    texts = ["host 'a': state is missing", r"host 'd\x1b': tcp/00010 cannot be read"]
+    findings = about_spaces(backend)
+    assert {"space": "error", "schema": "error"} == levels(findings)
+    assert "host 'b'" in of(findings, "schema").text
+    damaged = [finding for finding in findings if finding.check == "space"]
+    assert texts == [finding.text for finding in damaged]
+    assert {"clusterports doctor --repair"} == {finding.cure for finding in damaged}
+    findings = about_spaces(backend, repair=True)
+    assert {"schema": "error"} == levels(findings)
+    assert texts == [finding.text for finding in findings if finding.mended]
+    assert {"schema": "error"} == levels(about_spaces(backend))
+    views = {view.space: view for view in backend.read(backend.spaces()) if isinstance(view, SpaceView)}
+    assert ["host:a", "host:c", "host:d%1B"] == sorted(views)
+    assert [True, False] == [views[space].recovering > 0 for space in ("host:a", "host:c")]
+
+
+def test_many_contradictions(server: servers.ServerStore) -> None:
+    """Of many the first few are told, and how many more; a space that is in use is not among them."""
+    backend = server.connect()
+    holder = opened(backend, "host:a")
+    asks = [Ask("r", ((1, 9999),), 1000, owner="o", limit=5000)]
+    backend.acquire("host:a", holder, Request(1, 1), asks)
+    assert {} == levels(about_spaces(backend))
+    server.client.delete(keys("host:a")[3])
+    names: Any = server.client.hkeys(keys("host:a")[0])
+    (field,) = (name for name in names if name.startswith(b"owned/"))
+    server.client.hset(keys("host:a")[0], field, 7)
+    text = of(about_spaces(backend), "space").text
+    assert text.startswith("host 'a': tcp is missing, or not as long as it must be, tcp/00")
+    assert text.endswith(" and 999 more")
+    assert of(about_spaces(backend, repair=True), "space").mended
+    assert {} == levels(about_spaces(backend))
+    assert b"1000" == server.client.hget(keys("host:a")[0], field)
+
+
+def test_beyond_repair(redis_store: servers.RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a repair does not mend is an error still, with a cure that begins the space anew."""
+    backend, client = redis_store.connect(), redis_store.client
     opened(backend, "host:a")
-    assert ["schema"] == list(levels(about_spaces(backend, repair=True)))
-    assert ["host:a", "host:b", "host:c"] == backend.spaces()
+    client.hset(keys("host:a")[0], "tcp/00010", "nonsense")
+    monkeypatch.setattr(_doctor, "compare", lambda *_, **__: [])
+    finding = of(about_spaces(backend, repair=True), "space")
+    assert ("error", False) == (finding.level, finding.mended)
+    execute(client, *finding.cure.partition("anew: ")[2].split())
+    opened(backend, "host:a")
+    assert {} == levels(about_spaces(backend))
 
 
 def test_index(redis_store: servers.RedisStore) -> None:
@@ -546,6 +581,9 @@ class Link:
 
     def diagnose(self) -> Iterator[Finding]:
         return RedisBackend(self).diagnose()  # type: ignore[arg-type]
+
+    def servers(self) -> list[Link]:
+        return [self]
 
     def calls(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         return [self._reply(*command) for command in commands]

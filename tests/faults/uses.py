@@ -100,6 +100,14 @@ class History:
             found[event.instance][event.client] = None
         return {instance: list(clients) for instance, clients in found.items()}
 
+    @cached_property
+    def began(self) -> dict[str, float]:
+        """When each process was first heard of."""
+        found: dict[str, float] = {}
+        for event in self.events:
+            found[event.client] = min(event.asked, found.get(event.client, event.asked))
+        return found
+
     def last_beat(self, instance: str, host: str, before: float = float("inf")) -> Event | None:
         """The last one of an instance, by whatever process, that may have been carried out before then."""
         beats = [beat for name in self.clients.get(instance, ()) for beat in self.beats_of(name, host)]
@@ -156,12 +164,16 @@ def uses(events: Iterable[Event], watched: frozenset[str] = frozenset()) -> list
     are seen from their heartbeats.
     """
     found: list[Use] = []
+    events = list(events)
+    robbed = {(e.client, e.host, e.fence): e.asked for e in events if e.event == "lost" and e.fence}
     current: dict[str, dict[tuple[str, int], Use]] = defaultdict(dict)
     waiting: dict[str, dict[tuple[str, int], Event]] = defaultdict(dict)
     for event in sorted(events, key=_effect):
         kind, mine, paused = event.event, current[event.client], waiting[event.client]
         key = (event.host, event.fence)
         if kind in ("granted", "found"):
+            if event.asked <= robbed.get((event.client, *key), -1.0) <= event.answered:
+                continue  # it was told so before it could write down that it was given the port
             if kind == "found":
                 for other, theirs in current.items():
                     if other.partition("#")[0] == event.instance:

@@ -265,12 +265,14 @@ def generate(seed: int, steps: int) -> list[Step]:
         since = rng.choice(([], release(), [("time", SECOND)], open_lease(), by_force(), taken_over, taken_over))
         since = [*acquire((an_ask(),)), *since]
         made: list[Step] = [*acquire((an_ask(),)), ("save",), *since, *rng.choice(([], [("time", 5 * SECOND)]))]
-        made += [("lose", rng.choice(("all", "late", "late"))), ("held", 0, 0), ("mark", 0, "m", (0,), 0, "", SECOND, 1, "")]
+        made += [("lose", rng.choice(("all", "late", "late"))), ("held", 0, 0)]
+        made += [("mark", 0, "m", (0,), 0, "", SECOND, 1, "")]
         made += rng.choice(([], one_acquire(), open_lease()))
         for _ in range(rng.choice((1, 2, 3))):
             ttl = rng.choice("001")
             made += [("open", 1, number(), rng.randrange(2), ttl, rng.choice("nnp"), rng.choice("kkkkl0bm"))]
-            made += [("renew", ((1, "a", (), rng.choice("-=!")),)), *claim(1, 1), *rng.choice(([], claim(1, 1), mark()))]
+            made += [("renew", ((1, "a", (), rng.choice("-=!")),)), *claim(1, 1)]
+            made += rng.choice(([], claim(1, 1), mark()))
             made += [*one_acquire(), ("preview", 1, asks()), ("time", rng.choice((0, GRAIN, SECOND)))]
         made += rng.choice(([], claim(1, number()), [("close", 1, False, 2), ("drop", 1)]))
         return [*made, *recovery(), *one_acquire()]
@@ -309,7 +311,10 @@ def generate(seed: int, steps: int) -> list[Step]:
             *acquire((many._replace(count=401),), rng.choice((None, (5 * SECOND, "n", 0)))),
             ("renew", late),
         ]
+        back: Step = ("claim", 1, "n", 0, "a", "m", (0, 1, 2, 3), rng.choice((0, 0, 1)), an_ask())
         then: list[Step] = rng.choice(([dying, ("reclaim", 1, 3)], [("time", 20 * SECOND), ("reclaim", 1, 1)]))
+        if rng.random() < 0.3:
+            end, then = [end[0], dying, back], [*end[1:], ("reclaim", 1, 3)]
         return [dying, ("acquire", 1, "n", 0, "a", (many,)), *rest, *end, *then]
 
     def conflict() -> list[Step]:
@@ -321,7 +326,7 @@ def generate(seed: int, steps: int) -> list[Step]:
         made += rng.choice(([], [("release", 1, "m", (0,), 0)], [marked], [("force", 1, number(), "held")]))
         for _ in range(rng.choice((1, 1, 2, 3))):
             made += rng.choice(([], [], open_lease()))
-            delta, by, protocol = rng.choice((0, 1, -1, -1, SECOND)), rng.choice((1, 1, number())), rng.choice((0, 0, 3))
+            delta, by, protocol = rng.choice((0, 1, -1, -1, SECOND)), rng.choice((1, 5, 5, 9)), rng.choice((0, 0, 3))
             made += [("claim", by, "n", protocol, "a", "x", (0,), delta, an_ask())]
         return [*made, *rng.choice(([], release())), *recovery()]
 
@@ -348,7 +353,7 @@ def generate(seed: int, steps: int) -> list[Step]:
         (1, lambda: claim(number(), number())),
         (1, lambda: [("save",)]),
         (2, lost),
-        (4, conflict),
+        (5, conflict),
     ]
     weights = [weight for weight, _ in makers]
     made: list[Step] = []
@@ -405,6 +410,8 @@ class Player:
             self.check_views(subject)
             return
         for method, args, kwargs in getattr(self, step[0])(*step[1:]):
+            if self.mistaken(args):
+                continue
             self.log.append(f"{method}{args}{kwargs or ''} at {self.clock.now}")
             marked = self.marked(args[0]) if method == "acquire" else set()
             if method == "claim":
@@ -420,6 +427,15 @@ class Player:
         self.check_views(subject)
         if isinstance(self.store, servers.RedisStore):
             self.check_keys(self.store)
+
+    def mistaken(self, args: tuple[Any, ...]) -> bool:
+        """Whether a lease that was lost has the number of another's, as it can where time stands still or goes back."""
+        proofs = [(one.space, one.holder) for one in args[0]] if isinstance(args[0], list) else [args[:2]]
+        leases = [
+            (self.modelled.space(space)._leases.get(proof.lease), proof)
+            for space, proof in (proof for proof in proofs if isinstance(proof[-1], Holder))
+        ]
+        return any(lease is not None and lease.instance != proof.instance for lease, proof in leases)
 
     def view(self, space: str) -> SpaceView:
         (view,) = self.model.read([space])
@@ -451,6 +467,8 @@ class Player:
             words |= {"claim free"} if not any(name in ports for name in names) else set()
             for port, name in ((ports[name], name) for name in names if name in ports):
                 whose = port.state if port.lease.id != holder.lease else f"own {port.state}"
+                if port.state == "held" and port.lease is not lease and port.lease.instance == holder.instance:
+                    whose = "former"
                 how = "higher" if port.fence > fence else "lower" if port.fence < fence else "same"
                 words.add(f"claim {whose} {how}{'' if name == names[0] else ' other protocol'}")
         return words
@@ -463,10 +481,10 @@ class Player:
                 self.revoked += [port.fence for port in one.revoked]
                 self.seen.add("Renewed and told of one" if len(one.revoked) == 1 else "Renewed and told of more")
             if one == Gone("unknown") and method != "renew":
-                self.seen.add(f"{'newer than' if args[1].lease in self.modelled.space(args[0])._leases else 'no'} lease")
-        if method == "open" and self.modelled.space(args[0])._recovering > self.modelled.space(args[0])._clock:
-            why = "less" if args[2]["knew"] < self.modelled.space(args[0])._born else "more"
-            self.seen.add(f"{type(reply).__name__} knew {why}")
+                known = args[1].lease in self.modelled.space(args[0])._leases
+                self.seen.add("newer than lease" if known else "no lease")
+        if method == "open" and (space := self.modelled.space(args[0]))._recovering > space._clock:
+            self.seen.add(f"{type(reply).__name__} knew {'less' if args[2]['knew'] < space._born else 'more'}")
         if method == "drop" and not reply and not self.modelled.space(args[0])._due:
             self.seen.add("drop recovering")
         if method in ("force", "drop"):
@@ -481,7 +499,7 @@ class Player:
             self.incarnations.append(reply.incarnation)
         elif isinstance(reply, Granted):
             index = self.holders.index((args[0], args[1]))
-            self.ports += [(index, port) for port in reply.ports[:6]]
+            self.ports += [(index, port) for port in (*reply.ports[:5], *reply.ports[5:][-1:])]
             self.seen |= {f"Granted {port.protocol}" for port in reply.ports}
             self.seen |= {
                 name for ask in args[3] for name in ("align", "rotate", "limit", "explicit") if getattr(ask, name)
@@ -904,7 +922,7 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=3 if CI else 2,
+            max_examples=1 if redis_store.name == "fakeredis" else 3 if CI else 2,  # that one is slow
             stateful_step_count=60,
             deadline=None,
             derandomize=True,
@@ -917,7 +935,7 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
 def test_histories_reach_everything() -> None:
     """Every kind of reply occurs in the histories, so none goes uncompared."""
     seen: set[str] = set()
-    for seed in range(12):
+    for seed in range(14):
         player = Player(None)
         player.play(generate(seed, 1000))
         seen |= player.seen
@@ -941,7 +959,7 @@ def test_histories_reach_everything() -> None:
         *("Renewed and told of one", "Renewed and told of more", "drop True", "drop False", "grace"),
         *("Gone unknown", "no lease", "newer than lease", "Renewed in doubt", "Recovering", "preview Recovering"),
         *(f"{reply} knew {what}" for reply in ("Opened", "Occupied") for what in ("less", "more")),
-        *("Claimed all", "Claimed but some", "claim again", "claim free", "drop recovering"),
+        *("Claimed all", "Claimed but some", "claim again", "claim free", "claim former same", "drop recovering"),
         *(f"claim {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "same", "lower")),
         *(f"claim own {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "lower")),
         *(f"claim {state} {how} other protocol" for state in ("held", "own held") for how in ("higher", "lower")),

@@ -79,16 +79,16 @@ class SqlitePlayer(Player):
 
     def copied(self) -> dict[str, list[tuple[Any, ...]]]:
         def work(db: sqlite3.Connection) -> dict[str, list[tuple[Any, ...]]]:
-            return {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
+            return {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}  # noqa: S608
 
         return self.subjects[0].file.read(work) or {}
 
     def put_back(self, stored: dict[str, list[tuple[Any, ...]]] | None) -> None:
         def work(db: sqlite3.Connection) -> None:
             for table in TABLES:
-                db.execute(f"DELETE FROM {table}")
+                db.execute(f"DELETE FROM {table}")  # noqa: S608
                 for row in (stored or {}).get(table, ()):
-                    db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)
+                    db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
 
         self.subjects[1].file.write(work)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
@@ -39,6 +41,8 @@ REPLIES = [
     ("WRONGTYPE Operation against a key holding the wrong kind of value", FATAL),
     ("ERR unknown command 'EVALSHA', with args beginning with: ", FATAL),
     ("ERR DB index is out of range", FATAL),
+    ("MOVED 3999 127.0.0.1:6381", FATAL),
+    ("ASK 3999 127.0.0.1:6381", FATAL),
     ("CPSCHEMA 2", FATAL),
     ("CPDAMAGED tcp is missing", FATAL),
 ]
@@ -124,3 +128,19 @@ def test_unavailable(unknown: bool) -> None:
 def test_unavailable_says_something() -> None:
     """An error without a text is told by its name."""
     assert str(unavailable(TimeoutError(), "redis://store/0", 5, unknown=True)).endswith(": TimeoutError")
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (ssl.SSLEOFError(8, "EOF occurred"), "; it may want a client's certificate (ssl_certfile, ssl_keyfile)"),
+        (ConnectionResetError(104, "Connection reset by peer"), "EOF occurred"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_cut_short(cause: Exception, expected: str) -> None:
+    """A server that lacks a client's certificate may cut the connection before it can say so."""
+    error = redis_errors.ConnectionError("EOF occurred")
+    error.__context__ = cause
+    assert NOT_RUN == fate(Unreached(error))
+    assert str(unavailable(Unreached(error), "redis://store", 1.0, unknown=False)).endswith(expected)

@@ -149,13 +149,13 @@ def test_numbers_and_floors(lease: HostLease) -> None:
 
 def test_renewal_floor(lease: HostLease) -> None:
     """A heartbeat settles everything below what is awaited, and everything when nothing is."""
-    assert Renewal("host:a", HOLDER, 1) == lease.renewal()
+    assert Renewal("host:a", HOLDER, 1, ports=0) == lease.renewal()
     lease.begin()
     lease.begin()
     lease.settle(1)
     assert Renewal("host:a", HOLDER, 2) == lease.renewal()
     lease.settle(2)
-    assert Renewal("host:a", HOLDER, 3) == lease.renewal()
+    assert Renewal("host:a", HOLDER, 3, ports=0) == lease.renewal()
 
 
 def test_abandoned_until_a_heartbeat_got_through(lease: HostLease) -> None:

@@ -19,6 +19,8 @@ from clusterports import _space
 from clusterports._space import GRAIN, MAX_GAP, STEP, Space, member
 from clusterports.abc import (
     Ask,
+    Claim,
+    Claimed,
     Closed,
     Full,
     Gone,
@@ -89,10 +91,24 @@ class Actor:
             self.world.now, self.holder, ports, range=range, duration=duration, most=most, host=host
         )
 
+    def claim(
+        self, *ports: Port, asked: Ask | None = None, number: int | None = None, floor: int | None = None
+    ) -> Claimed | Gone:
+        if number is None:
+            number = self.number = self.number + 1
+        claims = [Claim(port, asked or ask()) for port in ports]
+        return self.world.space.claim(self.world.now, self.holder, Request(number, floor or number), claims)
+
     def renew(
-        self, *abandoned: int, floor: int = 1, left: tuple[int, ...] = (), heard: tuple[int, ...] = ()
+        self,
+        *abandoned: int,
+        floor: int = 1,
+        left: tuple[int, ...] = (),
+        heard: tuple[int, ...] = (),
+        ports: int = -1,
     ) -> Renewed | Gone:
-        return self.world.space.renew(self.world.now, Renewal("host:a", self.holder, floor, abandoned, left, heard))
+        renewal = Renewal("host:a", self.holder, floor, abandoned, left, heard, ports)
+        return self.world.space.renew(self.world.now, renewal)
 
     def release(self, *ports: Port) -> Released | Gone:
         return self.world.space.release(self.world.now, self.holder, ports)
@@ -109,15 +125,25 @@ class World:
     space: Space
     now: int = START
 
-    def open(self, instance: str = "one", token: str = "a", *, ttl: int = TTL, supersede: int = 0) -> Actor:
-        reply = self.try_open(instance, token, ttl=ttl, supersede=supersede)
+    def open(
+        self, instance: str = "one", token: str = "a", *, ttl: int = TTL, supersede: int = 0, knew: int = 0
+    ) -> Actor:
+        reply = self.try_open(instance, token, ttl=ttl, supersede=supersede, knew=knew)
         assert isinstance(reply, Opened)
         return Actor(self, Holder(instance, reply.lease, reply.incarnation))
 
     def try_open(
-        self, instance: str = "one", token: str = "a", *, ttl: int = TTL, supersede: int = 0
+        self, instance: str = "one", token: str = "a", *, ttl: int = TTL, supersede: int = 0, knew: int = 0
     ) -> Opened | Occupied:
-        return self.space.open(self.now, instance, token, ttl, supersede)
+        return self.space.open(self.now, instance, token, ttl, supersede, knew)
+
+    def lose(self, kept: Space | None = None) -> None:
+        """The store forgets everything, or what it heard since this copy was made."""
+        self.now += SECOND
+        self.space = copy.deepcopy(kept) if kept else Space("host:a", max_gap=self.space._max_gap)
+
+    def copied(self) -> Space:
+        return copy.deepcopy(self.space)
 
     def visit(self) -> bool:
         return self.space.reclaim(self.now).backlog
@@ -199,6 +225,7 @@ def numbers(ports: Iterable[Port]) -> list[int]:
 
 EXPIRED = Gone("expired")
 SUPERSEDED = Gone("superseded")
+UNKNOWN = Gone("unknown")
 
 
 class TestPick:
@@ -2105,6 +2132,466 @@ class TestEmpty:
         assert world.space.empty()
 
 
+class TestLostData:
+    """The store knows less than it did: holders claim what they have, and nothing is given out meanwhile (S7)."""
+
+    def test_unknown(self, world: World) -> None:
+        """A lease that the space never gave is unknown: from before its beginning, or ahead of it."""
+        old = world.open()
+        world.lose()
+        assert UNKNOWN == old.renew()
+        kept = world.open("two").world.copied()
+        newer = world.open("three")
+        world.lose(kept)
+        assert [UNKNOWN] * 6 == [
+            *(old.renew(), newer.renew(), newer.ask(ask()), newer.release(), newer.held()),
+            newer.claim(Port(10, "tcp", 1)),
+        ]
+        assert ["two"] == [lease.instance for lease in world.view().leases]
+
+    def test_expired(self, world: World) -> None:
+        """A lease that the space gave, and that is no more, has expired, to the first and the last it gave."""
+        first, last = world.open("one"), world.open("two")
+        first.close()
+        last.close()
+        assert [EXPIRED] * 4 == [first.renew(), last.renew(), first.held(), last.claim(Port(10, "tcp", 1))]
+
+    def test_superseded(self, world: World) -> None:
+        """An older incarnation was taken over; a newer one than the space knows has lost its takeover."""
+        old = world.open()
+        kept = world.copied()
+        new = world.open(token="b", supersede=old.holder.incarnation)
+        assert (SUPERSEDED, SUPERSEDED, Renewed(False)) == (old.renew(), old.held(), new.renew())
+        world.lose(kept)
+        assert (Renewed(False), UNKNOWN, UNKNOWN) == (old.renew(), new.renew(), new.held())
+        world.wait(TTL)
+        assert EXPIRED == new.renew()
+
+    def test_too_new(self, world: World) -> None:
+        """A space that began after what its caller knew gives nothing out for a TTL, and then does."""
+        (port,) = world.open("one").take(ask())
+        world.lose()
+        world.open("two")
+        assert 0 == world.view().recovering
+        one = world.open("one", knew=port.fence)
+        assert (TTL, Recovering(TTL)) == (world.view().recovering, one.ask(ask()))
+        world.wait(TTL - GRAIN)
+        assert Recovering(GRAIN) == one.ask(ask())
+        one.renew()
+        world.wait(GRAIN)
+        assert 0 == world.view().recovering
+        assert [10809] == numbers(one.take(ask()))
+
+    def test_too_new_later(self, world: World) -> None:
+        """Who comes back to it after it is older than a TTL had time to claim; it gives out as before."""
+        (port,) = world.open("one").take(ask())
+        world.lose()
+        two = world.open("two")
+        world.wait(TTL // 2)
+        two.renew()
+        world.wait(TTL // 2 - SECOND)
+        world.open("one", knew=port.fence)
+        assert SECOND == world.view().recovering
+        world.wait(SECOND)
+        world.open("three", knew=port.fence)
+        assert (0, [10809]) == (world.view().recovering, numbers(two.take(ask())))
+
+    def test_behind(self, world: World) -> None:
+        """A space that has not come to what its caller knew goes on above that, and gives nothing out for a TTL."""
+        one = world.open()
+        kept = world.copied()
+        knew = one.take(ask(count=9))[-1].fence
+        world.lose(kept)
+        world.now -= DAY
+        assert Renewed(False) == one.renew()
+        world.wait(SECOND)
+        assert Opened(one.holder.lease, one.holder.incarnation, 0) == world.try_open(knew=knew)
+        assert (knew, Recovering(TTL)) == (world.view().fence, one.ask(ask()))
+        world.wait(TTL // 2)
+        one.renew()
+        world.wait(TTL // 2)
+        assert [knew + 1] == [port.fence for port in one.take(ask())]
+
+    def test_behind_and_occupied(self, world: World) -> None:
+        """It is noticed also when the caller does not get the lease."""
+        world.open(token="b")
+        knew = world.view().fence + 1
+        assert isinstance(world.try_open(token="a", knew=knew), Occupied)
+        assert (knew, TTL) == (world.view().fence, world.view().recovering)
+
+    def test_known(self, world: World) -> None:
+        """A space that knows all that its caller does gives out at once."""
+        one = world.open()
+        (port,) = one.take(ask())
+        world.open("two", knew=one.holder.lease).take(ask())
+        world.open("three", knew=port.fence).take(ask())
+        world.open("four", knew=world.view().fence).take(ask())
+        assert 0 == world.view().recovering
+
+    def test_first(self, world: World) -> None:
+        """The first lease of a new space is above what its caller knew of the lost one."""
+        knew = START + DAY
+        one = world.open(knew=knew)
+        assert (knew + 1, Recovering(TTL)) == (one.holder.lease, one.ask(ask()))
+        assert Renewed(False) == one.renew()
+
+    def test_late_copy(self, world: World) -> None:
+        """A late copy of an open prolongs no recovery, whether the space was too new for it or behind."""
+        (port,) = world.open("one").take(ask())
+        world.lose()
+        for knew in (port.fence, world.now + DAY):
+            world.open("one", knew=knew)
+            world.wait(SECOND)
+            left = world.view().recovering
+            world.open("one", knew=knew)
+            assert left == world.view().recovering > 0
+        world.wait(left)
+        world.open("one", knew=port.fence)
+        assert 0 == world.view().recovering
+
+    def test_nothing_is_given(self, world: World) -> None:
+        """A request while the space recovers is settled, so that no late copy of it is granted, and takes no place."""
+        one = world.open(knew=START + DAY)
+        before = world.settled()
+        asked = [one.ask(ask(), number=1), one.ask(ask(), number=2, floor=1, wait=Wait(WINDOW)), world.preview(ask())]
+        assert [Recovering(TTL)] * 3 == asked
+        assert before == world.settled()
+        world.wait(TTL - GRAIN)
+        one.renew()
+        world.now += GRAIN  # nobody has seen the space since
+        assert Granted((Port(10809, "tcp", 0),), 0) == world.preview(ask())
+        assert [Stale(1), Stale(2)] == [one.ask(ask(), number=number, floor=1) for number in (1, 2)]
+        assert isinstance(one.ask(ask(), number=3), Granted)
+
+    def test_all_else_goes_on(self, world: World) -> None:
+        """While it recovers, what was granted is answered again, and ports are renewed, released, marked, reclaimed."""
+        one, two = world.open("one"), world.open("two", ttl=TTL // 2)
+        granted = one.ask(ask(10, 13, 4), number=1)
+        assert isinstance(granted, Granted)
+        two.take(ask(20, 20, quarantine=0))
+        world.open("three", knew=START + DAY)
+        assert granted == one.ask(ask(10, 13, 4), number=1)
+        assert (Released(1), Marked(1)) == (one.release(granted.ports[0]), one.mark(granted.ports[1]))
+        world.wait(TTL // 2)
+        assert {"tcp/00011": "foreign", "tcp/00012": "held", "tcp/00013": "held"} == world.states()
+        assert (Renewed(False), Closed(False)) == (one.renew(), one.close())
+        assert TTL - TTL // 2 == world.view().recovering
+
+    def test_not_shortened(self, world: World) -> None:
+        """A caller with a shorter TTL does not shorten a recovery, whatever it knew."""
+        world.open()
+        world.open("two", ttl=3 * TTL, knew=START + DAY)
+        for knew in (START - 1, START + 2 * DAY):
+            world.open("three", knew=knew)
+            assert 3 * TTL == world.view().recovering
+
+    def test_place_is_kept(self, world: World) -> None:
+        """A place in the queue stays while the space recovers."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        queued = two.queue(ask(10, 10), window=2 * TTL)
+        world.open("three", knew=START + DAY)
+        assert Recovering(TTL) == two.ask(ask(10, 10), wait=Wait(WINDOW, queued.ticket))
+        assert 1 == world.view().waiting
+
+    def test_claim(self, world: World) -> None:
+        """A port is taken back as it was: fence, age, owner, and how it will cool; the space recovers from then on."""
+        asked = ask(10, 11, 2, owner="vm-1", labels={"job": "x"}, cooldown=3 * SECOND, protocol="both")
+        ports = world.open().take(asked)
+        world.wait(5 * SECOND)
+        before = world.view().ports
+        world.lose()
+        one = world.open()
+        assert Claimed() == one.claim(*ports, asked=asked)
+        assert (TTL, Recovering(TTL)) == (world.view().recovering, one.ask(ask()))
+        # The age is counted from the fence, which is the time of the grant but for the other fences of that moment.
+        moved = [was._replace(lease=one.holder.lease, age=was.age + SECOND) for was in before]
+        assert moved == [port._replace(age=round(port.age / SECOND) * SECOND) for port in world.view().ports]
+        assert Released(1) == one.release(ports[0])
+        assert 3 * SECOND == world.port(10).free_in
+        world.wait(TTL)
+        assert QUARANTINE == world.port(11).free_in
+
+    def test_claim_fence_ahead(self, world: World) -> None:
+        """A port whose fence is ahead of the store's time is not older than nothing, and fences go on above it."""
+        one = world.open()
+        fence = START + 9 * SECOND
+        assert Claimed() == one.claim(Port(10, "tcp", fence))
+        assert (0, fence) == (world.port(10).age, world.view().fence)
+        world.wait(10 * SECOND)
+        assert 10 * SECOND == world.port(10).age
+
+    def test_claim_counts(self, world: World) -> None:
+        """What is taken back counts against its owner's limit, once."""
+        asked = ask(10, 20, 2, owner="vm-1", limit=3)
+        ports = world.open().take(asked)
+        world.lose()
+        one = world.open()
+        assert [Claimed()] * 2 == [one.claim(*ports, asked=asked) for _ in range(2)]
+        world.wait(TTL // 2)
+        one.renew()
+        world.wait(TTL // 2)
+        assert Full(0, None, False, "limit") == one.ask(asked)
+        assert [12] == numbers(one.take(asked._replace(count=1)))
+        one.release(*ports)
+        assert [10, 11] == numbers(one.take(asked))
+
+    def test_labels_are_copied(self, world: World) -> None:
+        """What the caller does with its labels after a claim does not alter what was recorded."""
+        one, labels = world.open(), {"job": "x"}
+        one.claim(Port(10, "tcp", 1), asked=ask(labels=labels))
+        labels["job"] = "y"
+        assert {"job": "x"} == world.port(10).labels
+
+    def test_higher_fence_wins(self, world: World) -> None:
+        """A port that was given to another since is refused, in whatever state it is; the others are taken back."""
+        ports = world.open("one").take(ask(10, 14, 5))
+        world.lose()
+        two = world.open("two")
+        cooling, foreign, held = two.take(ask(11, 13, 3, cooldown=DAY))
+        two.release(cooling)
+        two.mark(foreign)
+        one = world.open("one")
+        before = world.view().ports
+        assert Claimed(ports[1:4]) == one.claim(*ports)
+        assert before == tuple(port for port in world.view().ports if port.number not in (10, 14))
+        assert ([10, 14], Renewed(False), Renewed(False, (), True)) == (
+            [port.number for port in world.view().ports if port.lease == one.holder.lease],
+            two.renew(ports=1),
+            one.renew(ports=5),
+        )
+        assert Released(1) == two.release(held)
+
+    def test_higher_fence_alone(self, world: World) -> None:
+        """Also a claim that takes nothing back shows that the store lost something."""
+        (port,) = world.open("one").take(ask(10, 10))
+        world.lose()
+        world.open("two").take(ask(10, 10))
+        assert Claimed((port,)) == world.open("one").claim(port)
+        assert TTL == world.view().recovering
+
+    @pytest.mark.parametrize(
+        ("had", "claimed"), [("tcp", "tcp"), ("udp", "udp"), ("tcp", "both"), ("udp", "both"), ("both", "udp")]
+    )
+    def test_lower_fence_loses(self, world: World, had: Protocol4, claimed: Protocol4) -> None:
+        """Who has it with a lower fence loses it, and is told with each heartbeat until it has heard."""
+        one, two = world.open("one"), world.open("two")
+        other, (lower,) = two.take(ask(20, 20)), two.take(ask(10, 10, protocol=had, limit=1))
+        higher = Port(10, claimed, lower.fence + 1)
+        assert Claimed() == one.claim(higher)
+        assert {"tcp/00020": "held", f"{claimed}/00010": "held"} == world.states()
+        assert [Renewed(False, (lower,)), Released(0, (lower,)), Renewed(False, (lower,), True)] == [
+            two.renew(ports=1),
+            two.release(lower),
+            two.renew(ports=2),
+        ]
+        assert (Renewed(False), Renewed(False)) == (two.renew(heard=(lower.fence,)), one.renew(ports=1))
+        assert Released(1) == two.release(*other)
+        world.wait(TTL - SECOND)
+        two.renew()
+        world.wait(SECOND)
+        assert [11] == numbers(two.take(ask(11, 11, limit=1)))  # what was lost does not count any more
+
+    def test_lower_fences_of_two(self, world: World) -> None:
+        """A number for both protocols takes both of those that have one each."""
+        one, two, three = (world.open(instance) for instance in ("one", "two", "three"))
+        (tcp,), (udp,) = two.take(ask(10, 10)), three.take(ask(10, 10, protocol="udp"))
+        assert Claimed((Port(10, "both", udp.fence - 1),)) == one.claim(Port(10, "both", udp.fence - 1))
+        assert Claimed() == one.claim(Port(10, "both", udp.fence + 1))
+        assert [Renewed(False, (tcp,)), Renewed(False, (udp,))] == [two.renew(), three.renew()]
+        assert {"both/00010": "held"} == world.states()
+
+    @pytest.mark.parametrize("state", ["cooling", "foreign"])
+    def test_not_held_by_another(self, world: World, state: str) -> None:
+        """A port that cools or is marked under a lower fence is taken back, and nobody has to be told."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = two.take(ask(10, 10, cooldown=DAY))
+        assert two.mark(port) if state == "foreign" else two.release(port)
+        assert Claimed() == one.claim(port._replace(fence=port.fence + 1))
+        assert ({"tcp/00010": "held"}, Renewed(False)) == (world.states(), two.renew())
+        world.wait(TTL)
+        assert {"tcp/00010": "cooling"} == world.states()
+
+    def test_own_with_lower_fence(self, world: World) -> None:
+        """A release and what came after it were lost: the caller has it with the later fence, and lost nothing."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        kept = world.copied()
+        one.release(port)
+        (later,) = one.take(ask(10, 10))
+        world.lose(kept)
+        assert Claimed() == one.claim(later)
+        assert (later.fence, Renewed(False)) == (world.port(10).fence, one.renew(ports=1))
+        assert Claimed((port,)) == one.claim(port)
+
+    def test_own_that_cools(self, world: World) -> None:
+        """A port that the lease has let go of, and that cools under the same fence, is held again."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10, cooldown=DAY))
+        one.release(port)
+        assert Claimed() == one.claim(port)
+        assert {"tcp/00010": "held"} == world.states()
+
+    def test_of_former_lease(self, world: World) -> None:
+        """The same port under an earlier lease of the same instance goes over to the present one, and none is told."""
+        (port,) = world.open().take(ask(10, 10))
+        world.wait(TTL)
+        assert "cooling" == world.port(10).state
+        again = world.open()
+        assert Claimed() == again.claim(port)
+        assert (again.holder.lease, "held") == (world.port(10).lease, world.port(10).state)
+
+    def test_former_lease_drains(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same, while the ports of the earlier lease are still to be reclaimed."""
+        monkeypatch.setattr(_space, "STEP", 1)
+        world.space._patient = False
+        ports = world.open().take(ask(10, 15, 6))
+        world.wait(TTL - SECOND)
+        world.now += SECOND
+        again = world.open()
+        assert Claimed() == again.claim(*ports)
+        while world.visit():
+            pass
+        assert [again.holder.lease] * 6 == [port.lease for port in world.view().ports]
+        assert Renewed(False) == again.renew(ports=6)
+
+    def test_same_fence(self, world: World) -> None:
+        """Two have a port under the same fence, since the store lost a grant and its time went back: one has it."""
+        one, two = world.open("one"), world.open("two")
+        kept = world.copied()
+        world.now -= DAY
+        (port,) = one.take(ask(10, 10))
+        world.lose(kept)
+        world.now -= DAY
+        assert (port,) == two.take(ask(10, 10))
+        assert Claimed((port,)) == one.claim(port)
+        assert (two.holder.lease, Renewed(False)) == (world.port(10).lease, two.renew(ports=1))
+
+    def test_same_number_twice(self, world: World) -> None:
+        """Of two claims of the same number the higher fence is held, and the other refused, in either order."""
+        one = world.open()
+        low, high = Port(10, "tcp", START - 2), Port(10, "tcp", START - 1)
+        assert Claimed((low,)) == one.claim(low, high)
+        assert Claimed((low,)) == one.claim(high, low)
+        assert [high.fence] == [port.fence for port in world.view().ports]
+
+    def test_claim_again(self, world: World) -> None:
+        """The same claim changes nothing the second time, under the same number or a new one."""
+        ports = world.open().take(ask(10, 11, 2))
+        world.lose()
+        one = world.open()
+        assert Claimed() == one.claim(*ports, number=1)
+        world.wait(SECOND)
+        before = world.settled()
+        assert [Claimed()] * 2 == [one.claim(*ports, number=number, floor=1) for number in (1, 2)]
+        assert before == world.settled()
+
+    def test_claim_late(self, world: World) -> None:
+        """A late copy takes nothing back that was released meanwhile, and says so."""
+        ports = world.open().take(ask(10, 11, 2))
+        world.lose()
+        one = world.open()
+        one.claim(*ports, number=1)
+        one.release(ports[0])
+        assert Claimed(ports[:1]) == one.claim(*ports, number=1)
+        assert {"tcp/00011": "held"} == world.states()
+        one.renew(floor=5)
+        assert Claimed(ports[:1]) == one.claim(*ports, number=4)
+
+    def test_claim_abandoned(self, world: World) -> None:
+        """One that was abandoned before it came, or after, changes nothing from then on."""
+        ports = world.open().take(ask(10, 11, 2))
+        world.lose()
+        one = world.open()
+        one.renew(1)
+        assert Claimed(ports) == one.claim(*ports, number=1)
+        assert ((), 0) == (world.view().ports, world.view().recovering)
+        one.claim(*ports, number=2, floor=1)
+        one.renew(2)
+        assert Renewed(False) == one.renew(ports=2)
+
+    def test_claim_settles(self, world: World) -> None:
+        """A claim settles what is below its floor, and its number is used up."""
+        one = world.open()
+        granted = one.ask(ask(10, 10), number=1)
+        one.claim(number=2, floor=1)
+        assert [granted, Stale(2)] == [one.ask(ask(10, 10), number=number, floor=1) for number in (1, 2)]
+        one.claim(number=5, floor=4)
+        assert [Stale(1), Stale(3)] == [one.ask(ask(10, 10), number=number) for number in (1, 3)]
+
+    def test_nothing_lost(self, world: World) -> None:
+        """A claim of nothing but what the lease has begins no recovery."""
+        one = world.open()
+        ports = one.take(ask(10, 12, 3))
+        assert [Claimed()] * 2 == [one.claim(*ports), one.claim()]
+        assert (0, [13]) == (world.view().recovering, numbers(one.take(ask(10, 20))))
+
+    def test_claim_while_recovering(self, world: World) -> None:
+        """A claim does not prolong a recovery that is under way; one after it begins another, of its lease's TTL."""
+        (first, second) = world.open(ttl=2 * TTL).take(ask(10, 11, 2))
+        world.lose()
+        one = world.open(ttl=2 * TTL)
+        two = world.open("two", knew=first.fence)
+        world.wait(TTL // 2)
+        one.claim(first)
+        assert TTL - TTL // 2 == world.view().recovering
+        two.renew()
+        world.wait(TTL - TTL // 2)
+        one.claim(second)
+        assert 2 * TTL == world.view().recovering
+
+    def test_taken_by_force(self, world: World) -> None:
+        """A port that was taken by force is not claimed back: its holder is to hear of it."""
+        one = world.open()
+        ports = one.take(ask(10, 11, 2))
+        world.force(world.port(10))
+        assert Claimed(ports[:1]) == one.claim(*ports)
+        assert ({"tcp/00010": "cooling", "tcp/00011": "held"}, 0) == (world.states(), world.view().recovering)
+        assert Renewed(False, ports[:1]) == one.renew(ports=1)
+
+    def test_wanted_by_another(self, world: World) -> None:
+        """A claim need not wait for those in the queue: its ports were given before they came."""
+        one, two = world.open("one"), world.open("two")
+        two.queue(ask(10, 11, 3))
+        assert Claimed() == one.claim(Port(10, "tcp", START - 5))
+
+    def test_empty(self, world: World) -> None:
+        """A space is not empty while it recovers: what was known of that would be lost."""
+        world.open(knew=START + DAY).close()
+        assert not world.space.empty()
+        world.wait(TTL - SECOND)
+        assert not world.space.empty()
+        world.wait(SECOND)
+        assert world.space.empty()
+
+    def test_time_steps(self, server: World) -> None:
+        """A step of the store's time neither prolongs a recovery nor, back, ends it."""
+        server.open(knew=START + 2 * DAY)
+        server.silence(-DAY)
+        assert TTL == server.view().recovering
+        server.silence(DAY)
+        assert 0 == server.view().recovering
+
+    def test_doubt(self, world: World) -> None:
+        """A holder that has another number of ports than the store is told; one that is not sure is not."""
+        one = world.open()
+        ports = one.take(ask(10, 12, 3))
+        assert [False, True, True, True, False] == [
+            reply.doubt for count in (3, 2, 4, 0, -1) if isinstance(reply := one.renew(ports=count), Renewed)
+        ]
+        one.release(*ports)
+        assert [True, False] == [
+            reply.doubt for count in (3, 0) if isinstance(reply := one.renew(ports=count), Renewed)
+        ]
+
+    def test_doubt_after_what_is_abandoned(self, world: World) -> None:
+        """The count is that after the renewal undid what it names."""
+        one = world.open()
+        one.ask(ask(10, 12, 3), number=1)
+        one.ask(ask(20, 20), number=2, floor=1)
+        assert Renewed(False) == one.renew(1, ports=1)
+
+
 class TestQueue:
     """Who comes first is served first; nobody who is gone is waited for."""
 
@@ -3097,7 +3584,7 @@ class SmallWorld(RuleBasedStateMachine):
         held = self.held()
         left = data.draw(st.lists(st.sampled_from(self.tickets), max_size=2))
         others = {ticket for ticket, (lease, _) in self.space._queue.items() if lease.id != actor.holder.lease}
-        revoked = {fence for lease in self.space._leases.values() for fence in lease.revoked}
+        revoked = {port.fence for lease in self.space._leases.values() for port in lease.revoked}
         heard = data.draw(st.lists(st.sampled_from(sorted({0, *revoked})), max_size=2))
         reply = actor.renew(*abandoned, floor=floor, left=tuple(left), heard=tuple(heard))
         assert others <= self.space._queue.keys()

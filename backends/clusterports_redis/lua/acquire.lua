@@ -11,6 +11,7 @@
 local done = s[8] or rare().damaged('done/' .. id)
 local number, floor = tonumber(ARGV[3]), tonumber(ARGV[4])
 local settled, highest = match(done, '^(%d+) (%d+)')
+if not settled then rare().damaged('done/' .. id) end
 settled, highest = tonumber(settled), tonumber(highest)
 if number <= highest or number < settled then
   local entry = match(done, ';' .. ARGV[3] .. ' ([^;]*)')
@@ -51,7 +52,8 @@ if ARGV[10] == '' and ARGV[7] == '1' and ARGV[5] == '1' and ARGV[6] ~= 'both' an
   end
   if bit and bit >= 0 then
     local name = format('%s/%05d', ARGV[6], bit)
-    if call('HEXISTS', STATE, name) == 1 then rare().damaged('a port is free and in use: ' .. name) end
+    local known = call('HMGET', STATE, name, format('both/%05d', bit))
+    if known[1] or known[2] then rare().damaged('a port is free and in use: ' .. name) end
     local entry = since .. ' ' .. first_text .. ' ' .. name
     call('ZADD', PORTS, 0, id .. '/' .. name)
     call('SETBIT', bits, bit, 1)
@@ -63,7 +65,7 @@ end
 
 -- include: pick
 space = space or rare(clock, min_ttl, next_due)
-space.check_types()
+if not space.check_types() then space.damaged('tcp or udp is missing, or not whole') end
 local window, ticket, keep = match(ARGV[5], ' (%d+) (%d+) ([01])$')
 if ticket then
   if tonumber(ticket) > fence or (space.place_of(ticket) or id) ~= id then ticket = '0' end

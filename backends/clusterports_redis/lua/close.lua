@@ -13,7 +13,7 @@ if ARGV[3] == 'cool' then
   space.cool(id, names, records, clock, 1)
 else
   for i, name in ipairs(names) do
-    if not records[i] then space.damaged('port ' .. name) end
+    if match(records[i] or '', '^h (%d+) ') ~= id then space.damaged('port ' .. name) end
   end
   space.let_go(id, names, records)
 end

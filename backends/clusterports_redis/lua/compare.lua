@@ -1,4 +1,4 @@
--- Compares what the keys of a space say of each other, about a thousand things at a time, and with `mending` puts right
+-- Compares what the keys of a space say of each other, some hundred things at a time, and with `mending` puts right
 -- what it finds. The records in the state are the truth. What may be in use stays closed: it is for its holder to claim,
 -- or cools. `bits` and `due` follow from the records; so do the counters, which the caller adds up.
 -- KEYS  see space.lua
@@ -10,7 +10,7 @@ local function compare(mending)
   local UNKNOWN = '{"i":"","l":{},"o":"","r":""}'
   local BITS = {tcp = KEYS[4], udp = KEYS[5]}
   local KINDS = {tcp = {'tcp'}, udp = {'udp'}, both = {'tcp', 'udp'}}
-  local found, texts, tally, counters, budget = 0, {}, {}, {}, 1000
+  local found, texts, tally, counters, budget = 0, {}, {}, {}, 500
   local clock, fence, min_ttl
 
   local function say(text)
@@ -31,10 +31,6 @@ local function compare(mending)
     call('HSET', STATE, ...)
   end
 
-  local function is_lease(id)
-    return call('HEXISTS', STATE, 'lease/' .. id) == 1
-  end
-
   -- JSON as the client writes it: ASCII. Emulators have no cjson.
   local function is_json(value)
     return not match(value, '[^\32-\126]') and (not cjson or pcall(cjson.decode, value))
@@ -48,11 +44,15 @@ local function compare(mending)
             token = token, instance = instance}
   end
 
+  local function is_lease(id)
+    return parse_lease(call('HGET', STATE, 'lease/' .. id)) ~= nil
+  end
+
   -- State, lease, fence, since, and what comes then, of a record that can be read.
   local function parse_port(record)
     local state, id, its_fence, since, rest, note = match(record or '', '^([hcf]) (%d+) (%d+) (%d+) (%S+) (.*)$')
     local shape = {h = '^%d+$', c = '^%d+$', f = '^%d+,'}
-    if not state or not (match(rest, shape[state]) or state == 'h' and match(rest, '^%d+,%d+,%S+$')) then return nil end
+    if not state or not whole(its_fence) or not (match(rest, shape[state]) or state == 'h' and match(rest, '^%d+,%d+,%S+$')) then return nil end
     if match(note, '^{"i":".*","l":{.*},"o":".*","r":".*"}$') and is_json(note) then return state, id, its_fence, since, rest, note end
   end
 
@@ -65,7 +65,7 @@ local function compare(mending)
   -- Nobody knows any more who has it, or for how long. So it cools, until whoever has it must have claimed it.
   local function close(name, id, till)
     local lease = parse_lease(call('HGET', STATE, 'lease/' .. id) or '')
-    till = text_of(math.max(till, clock + math.max(CLOSED, lease and lease.ttl or 0)))
+    till = text_of(math.max(math.min(till, clock + LONGEST), clock + math.max(CLOSED, lease and lease.ttl or 0)))
     put(name, 'c ' .. id .. ' 0 ' .. text_of(now) .. ' ' .. till .. ' ' .. UNKNOWN)
     call('ZADD', DUE, till, name)
     call('ZREM', PORTS, id .. '/' .. name)
@@ -145,7 +145,7 @@ local function compare(mending)
   end
 
   local function scan(where, each, next_part)
-    local page = call('HSCAN', STATE, where == '' and '0' or where, 'COUNT', 500)
+    local page = call('HSCAN', STATE, where == '' and '0' or where, 'COUNT', 250)
     for i = 1, #page[2], 2 do each(page[2][i], page[2][i + 1]) end
     budget = budget - #page[2] / 2
     if page[1] ~= '0' then return nil, page[1] end
@@ -187,7 +187,7 @@ local function compare(mending)
       fence = highest
       put('fence', text_of(fence))
     end
-    if tonumber(call('HGET', STATE, 'born') or 0) > tonumber(id) and say('born is later than ' .. name) then put('born', id) end
+    if (whole(call('HGET', STATE, 'born')) or 0) > tonumber(id) and say('born is later than ' .. name) then put('born', id) end
     if lease.expires > clock and (min_ttl == 0 or min_ttl > lease.ttl) and say('min_ttl is higher than that of ' .. name) then
       min_ttl = lease.ttl
       put('min_ttl', text_of(min_ttl))
@@ -204,9 +204,10 @@ local function compare(mending)
     if (read ~= '' or not is_lease(id)) and say(name .. ' is of no lease, or cannot be read') then call('HDEL', STATE, name) end
   end
 
-  function fields.name(name, instance, id)
-    local lease = parse_lease(call('HGET', STATE, 'lease/' .. id))
-    if not (lease and lease.instance == instance) and say('a name is that of no lease') then call('HDEL', STATE, name) end
+  function fields.name(name, instance)
+    local id = call('HGET', STATE, name)  -- it may have been put right since the page was read
+    local lease = parse_lease(id and call('HGET', STATE, 'lease/' .. id))
+    if id and not (lease and lease.instance == instance) and say('a name is that of no lease') then call('HDEL', STATE, name) end
   end
 
   -- Whoever has the place asks again within seconds, and gets it back.
@@ -297,7 +298,7 @@ local function compare(mending)
   end
 
   function parts.ports(where)
-    local members = call('ZRANGE', PORTS, where == '' and '-' or '(' .. where, '+', 'BYLEX', 'LIMIT', 0, 500)
+    local members = call('ZRANGE', PORTS, where == '' and '-' or '(' .. where, '+', 'BYLEX', 'LIMIT', 0, 250)
     for _, member in ipairs(members) do
       local id, name = match(member, '^(%d+)/(%l+/%d+)$')
       if not id or not is_port(name) then
@@ -316,13 +317,13 @@ local function compare(mending)
       end
     end
     budget = budget - #members
-    if #members == 500 then return nil, members[500] end
+    if #members == 250 then return nil, members[250] end
     return 'due', ''
   end
 
   function parts.due(where)
     local from = where == '' and 0 or tonumber(where)
-    local members, gone = call('ZRANGE', DUE, from, from + 499, 'WITHSCORES'), 0
+    local members, gone = call('ZRANGE', DUE, from, from + 249, 'WITHSCORES'), 0
     for i = 1, #members, 2 do
       local name = members[i]
       local record = call('HGET', STATE, name)
@@ -334,13 +335,13 @@ local function compare(mending)
       end
     end
     budget = budget - #members / 2
-    if #members == 1000 then return nil, text_of(from + 500 - gone) end
+    if #members == 500 then return nil, text_of(from + 250 - gone) end
     return 'bits', ''
   end
 
   function parts.bits(where)
     local from, names, numbers = where == '' and 0 or tonumber(where), {}, {}
-    local pages = {tcp = call('GETRANGE', KEYS[4], from / 8, from / 8 + 127), udp = call('GETRANGE', KEYS[5], from / 8, from / 8 + 127)}
+    local pages = {tcp = call('GETRANGE', KEYS[4], from / 8, from / 8 + 63), udp = call('GETRANGE', KEYS[5], from / 8, from / 8 + 63)}
     for kind, page in pairs(pages) do
       for at in string.gmatch(page, '()[^%z]') do
         local byte = string.byte(page, at)
@@ -358,8 +359,8 @@ local function compare(mending)
         end
       end
     end
-    budget = budget - 10
-    if from + 1024 < 65536 then return nil, text_of(from + 1024) end
+    budget = budget - 3
+    if from + 512 < 65536 then return nil, text_of(from + 512) end
     return nil, nil
   end
 

@@ -7,6 +7,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 port  2 its fence  3 its state: h, c or f
 -- Returns {'FORCED', 1, or 0 when it is not as it was}
+-- include: allowed
 if not gap then return {'FORCED', 0} end
 local space = rare(clock, min_ttl, next_due)
 space.visit(before, gap)

@@ -18,7 +18,9 @@ local from = ARGV[3] == '' and '[' .. id .. '/' or '(' .. id .. '/' .. ARGV[3]
 local members = call('ZRANGE', PORTS, from, '(' .. id .. '0', 'BYLEX', 'LIMIT', 0, ARGV[4])
 local reply = {'HELD', format('%.0f', clock), format('%.0f', now)}
 for _, name in ipairs(space.names(id, members)) do
+  local record = call('HGET', STATE, name)
+  if match(record or '', '^h (%d+) ') ~= id then space.damaged('port ' .. name) end
   reply[#reply + 1] = name
-  reply[#reply + 1] = call('HGET', STATE, name) or space.damaged('port ' .. name)
+  reply[#reply + 1] = record
 end
 return reply

@@ -4,6 +4,7 @@
 -- For doctor: the same, and what is found is put right. Or a counter is set to what was counted, unless it has changed.
 -- KEYS and reply: see compare.lua
 -- ARGV  see compare.lua; or 'counter', its name, its value as it was read or '', what was counted
+-- include: allowed
 if ARGV[1] == 'counter' then
   local changed = (call('HGET', STATE, ARGV[2]) or '') ~= ARGV[3]
   if not changed then

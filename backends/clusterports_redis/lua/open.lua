@@ -5,17 +5,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 instance  2 token  3 ttl  4 incarnation to supersede, 0: none  5 the highest fence that the caller knew, 0: none
 -- Returns {'OPENED', id, incarnation, ports held} or {'OCCUPIED', incarnation, token}
--- A command that this user may not run would fail in mid-script, with the writes before it done. So all that any
--- operation runs after its first write is tried here, where nothing is written yet (emulators have no acl_check_cmd).
-if redis.acl_check_cmd then
-  for _, command in ipairs({{'HSET', STATE, 'f', 'v'}, {'HDEL', STATE, 'f'}, {'ZADD', DUE, '0', 'm'}, {'ZREM', DUE, 'm'},
-                            {'ZADD', PORTS, '0', 'm'}, {'ZREM', PORTS, 'm'}, {'SETBIT', KEYS[4], '0', '0'},
-                            {'SETBIT', KEYS[5], '0', '0'}, {'BITFIELD', KEYS[4], 'SET', 'u1', '0', '0'},
-                            {'BITFIELD', KEYS[5], 'SET', 'u1', '0', '0'}, {'ZLEXCOUNT', PORTS, '-', '+'},
-                            {'ZRANGE', DUE, '0', '0'}, {'HGET', STATE, 'f'}}) do
-    if not redis.acl_check_cmd(unpack(command)) then error('NOPERM this user has no permission for ' .. command[1], 0) end
-  end
-end
+-- include: allowed
 local name, token, ttl = 'name/' .. ARGV[1], ARGV[2], tonumber(ARGV[3])
 if not gap then
   clock, seen, fence, min_ttl, next_due = 0, now, 0, 0, 9007199254740991  -- the last: nothing will ever be due
@@ -33,6 +23,7 @@ elseif knew > 0 and knew < tonumber(call('HGET', STATE, 'born') or 0) then
 end
 local id = gap and call('HGET', STATE, name)
 local lease = id and space.lease(call('HGET', STATE, 'lease/' .. id))
+if lease and lease.instance ~= ARGV[1] then space.damaged('lease/' .. id .. ' has another name') end
 if not lease or lease.expires <= clock or lease.token ~= token then
   local fresh = not lease or lease.expires <= clock
   if not fresh and lease.incarnation ~= ARGV[4] then

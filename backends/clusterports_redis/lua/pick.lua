@@ -254,14 +254,15 @@ local function picker(space)
     end
     if merged then call('DEL', KEYS[6]) end
     if self.why then return end
-    local others = self.names
-    if merged then
-      others = {}
-      for _, name in ipairs(self.names) do
-        others[#others + 1] = name
-        if string.sub(name, 1, 4) == 'both' then
-          others[#others + 1], others[#others + 2] = 'tcp' .. string.sub(name, 5), 'udp' .. string.sub(name, 5)
-        end
+    local others, at, sub = {}, 0, string.sub
+    for i, name in ipairs(self.names) do
+      local number = sub(name, -6)
+      if self.asked[i].protocol == 'both' then
+        others[at + 1], others[at + 2], others[at + 3] = name, 'tcp' .. number, 'udp' .. number
+        at = at + 3
+      else
+        others[at + 1], others[at + 2] = name, 'both' .. number
+        at = at + 2
       end
     end
     for i, known in ipairs(space.records(others)) do

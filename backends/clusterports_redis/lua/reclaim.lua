@@ -5,6 +5,7 @@
 -- KEYS  see space.lua
 -- ARGV  none
 -- Returns {'RECLAIMED', backlog}
+-- include: allowed
 if not gap then return {'RECLAIMED', 0} end
 local backlog = rare(clock, min_ttl, next_due).visit(before, gap)
 call('HSET', STATE, 'clock', clock, 'seen', seen)

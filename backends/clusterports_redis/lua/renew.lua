@@ -10,6 +10,8 @@
 space = space or rare(clock, min_ttl, next_due)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
+if not floor then space.damaged('done/' .. id) end
+if s[9] and string.gsub(s[9] .. ';', '%d+ %l+/%d+;', '') ~= '' then space.damaged('revoked/' .. id) end
 floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
 local abandoned, left, heard, count = {}, {}, nil, nil
 for i = 4, #ARGV do

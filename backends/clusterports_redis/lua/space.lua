@@ -73,12 +73,12 @@ local function rare(clock, min_ttl, next_due)
     self.next_due = 0
   end
 
-  -- A key of a wrong type must be found before the first write, not between two.
+  -- A key of a wrong type must be found before the first write, not between two. Returns whether the bitmaps are whole.
   function self.check_types()
-    call('STRLEN', KEYS[4])
-    call('STRLEN', KEYS[5])
+    local tcp, udp = call('STRLEN', KEYS[4]), call('STRLEN', KEYS[5])
     call('ZCARD', PORTS)
     call('ZCARD', DUE)
+    return tcp == 8192 and udp == 8192
   end
 
   -- What a state without the right schema means: no space yet, or not ours to touch.
@@ -191,15 +191,16 @@ local function rare(clock, min_ttl, next_due)
   -- Held ports of a lease begin to cool. period: of 'hold', 1 the quarantine, 2 the cooldown.
   function self.cool(id, names, records, start, period)
     if #names == 0 then return end
-    local fields = {}
+    local fields, tills = {}, {}
     for i, record in ipairs(records) do
-      local head, hold, note = match(record or '', '^h (%d+ %d+ %d+) (%S+) (.*)$')
-      if not head then self.damaged('port ' .. names[i]) end
-      local till = start + match(hold, period == 1 and '^(%d+)' or '^%d+,(%d+)')
+      local its_lease, rest, hold, note = match(record or '', '^h (%d+) (%d+ %d+) (%S+) (.*)$')
+      local time = match(hold or '', period == 1 and '^(%d+)' or '^%d+,(%d+)')
+      if its_lease ~= id or not time then self.damaged('port ' .. names[i]) end
+      tills[i] = start + time
       fields[2 * i - 1] = names[i]
-      fields[2 * i] = format('c %s %.0f %s', head, till, note)
-      self.put_due(names[i], till)
+      fields[2 * i] = format('c %s %s %.0f %s', id, rest, tills[i], note)
     end
+    for i, till in ipairs(tills) do self.put_due(names[i], till) end
     self.count_down(records)
     self.end_hold(id, names)
     self.each('HSET', STATE, fields)
@@ -269,7 +270,7 @@ local function rare(clock, min_ttl, next_due)
         call('ZREM', DUE, other)
       else
         self.end_hold(lease, {other})
-        if lease ~= id and other_fence ~= its_fence then
+        if lease ~= id then
           local told = call('HGET', STATE, 'revoked/' .. lease)
           call('HSET', STATE, 'revoked/' .. lease, (told and told .. ';' or '') .. other_fence .. ' ' .. other)
         end
@@ -383,7 +384,7 @@ local function rare(clock, min_ttl, next_due)
         local id = match(name, '^lease/(%d+)$')
         if id then
           local lease = self.lease(call('HGET', STATE, name))
-          if not lease then self.damaged(name) end
+          if not lease or lease.expires > clock then self.damaged(name) end
           local names = self.names(id, self.held_by(id, budget))
           self.cool(id, names, self.records(names), lease.nominal, 1)
           budget = budget - #names
@@ -397,7 +398,12 @@ local function rare(clock, min_ttl, next_due)
           budget = budget - 1
         end
       end
-      self.free(cooled, self.records(cooled))
+      local records = self.records(cooled)
+      for i, record in ipairs(records) do
+        local till = tonumber(match(record or '', '^[cf] %d+ %d+ %d+ (%d+)'))
+        if record and not (till and till <= clock) then self.damaged('port ' .. cooled[i]) end
+      end
+      self.free(cooled, records)
       self.each('ZREM', DUE, cooled)
       if budget == 0 then return #self.due(1) > 0 end
       due = self.due(budget)

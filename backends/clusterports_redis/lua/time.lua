@@ -4,7 +4,10 @@ local s = call('HMGET', STATE, 'schema', 'clock', 'seen', 'fence', 'min_ttl', 'n
 local gap, before
 if s[1] == '1' then
   clock, seen, fence, min_ttl, next_due = tonumber(s[2]), tonumber(s[3]), tonumber(s[4]), tonumber(s[5]), tonumber(s[6])
-  if not (clock and seen and fence and min_ttl and next_due) then rare().damaged('state is incomplete') end
+  -- A fence of more than 2^53 would be rounded.
+  if not (clock and seen and fence and min_ttl and next_due and fence < 9007199254740992) then
+    rare().damaged('state is incomplete')
+  end
   gap, before = now - seen, clock  -- time moves in grains of 1,000, and by at most 3,600,000,000 at once
   if gap >= 1000 then
     clock = clock + (gap < 3600000000 and gap or 3600000000)
