@@ -99,13 +99,15 @@ class HostStatus:
     """A host that has a space in the store: leases by instance, ports by number.
 
     ``host`` is ``""`` for what is unique in the whole cluster; there each port says where it is bound. ``waiting``:
-    how many callers wait for a port.
+    how many callers wait for a port. ``recovering``: seconds for which no port is given out there, because the store
+    lost what it knew and holders are to have time to claim theirs.
     """
 
     host: str
     leases: tuple[LeaseStatus, ...]
     ports: tuple[PortStatus, ...]
     waiting: int = 0
+    recovering: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of :meth:`ClusterStatus.to_dict`."""
@@ -114,6 +116,7 @@ class HostStatus:
             "leases": [lease.to_dict() for lease in self.leases],
             "ports": [port.to_dict() for port in self.ports],
             "waiting": self.waiting,
+            "recovering_s": self.recovering,
         }
 
 
@@ -353,6 +356,7 @@ def _host(
         ),
         ports=tuple(sorted(ports, key=attrgetter("number", "protocol"))),
         waiting=view.waiting,
+        recovering=round(view.recovering / 1e6, 3),
     )
 
 

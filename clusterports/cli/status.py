@@ -82,6 +82,7 @@ ONE_PORT = (
     Column("NOTE", least=20, rank=2, spare=True),
 )
 WAITING = (Column("HOST", least=9), Column("WAITING", right=True))
+RECOVERING = (Column("RECOVERING", least=9), Column("LEFT", right=True))
 
 
 class State(StrEnum):
@@ -279,6 +280,9 @@ def report(cluster: ClusterStatus, wanted: Wanted, look: Look, *, store: str, ho
             yield from (*port_table(ONE_PORT, lines, look, cluster.generated_at), "")
         yield from (clip(printable(fact), width) for fact in port_facts(cluster, wanted.number, wanted.protocol))
         return
+    if recovering := [(one.host or CLUSTER, f"{one.recovering:.1f}s") for one in cluster.hosts if one.recovering]:
+        yield clip("The store lost data: nothing is given out there until holders had time to claim theirs.", width)
+        yield from (*table(RECOVERING, recovering, width, color), "")
     if any(one.ports or one.leases or one.waiting for one in cluster.hosts):
         yield from table(*lean(RANGES, list(range_rows(shown))), width, color)
     else:

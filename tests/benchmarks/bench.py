@@ -248,6 +248,49 @@ def heartbeats(quick: bool, url: str) -> Iterator[Figure]:
     backend.close()
 
 
+def death(quick: bool, url: str) -> Iterator[Figure]:
+    """What others feel while the 20,000 ports of a dead holder are reclaimed: by their calls alone, 64 ports each."""
+    backend = RedisBackend.connect(url)
+    space = host_space("death")
+    ranges = [BACKUP, PortRange("wide", 20000, 60000)]
+    waits: dict[str, list[float]] = {"before": [], "during": [], "after": []}
+    for _ in range(1 if quick else 5):
+        opened = backend.open(space, "doomed", token="0b", ttl=3_000_000, bound=True)
+        assert isinstance(opened, Opened)
+        holder = Holder("doomed", opened.lease, opened.incarnation)
+        asked = Ask("wide", ((20000, 60000),), 20_000, quarantine=100_000)
+        backend.acquire(space, holder, Request(1, 1), [asked])
+        with PortAllocator(url, host="death", ranges=ranges, probe=False) as ports:
+
+            def timed(when: str, ports: PortAllocator = ports) -> None:
+                start = time.perf_counter()
+                port = ports.acquire("backup")
+                waits[when].append(time.perf_counter() - start)
+                port.release()
+
+            alive = time.monotonic() + 1.0
+            while time.monotonic() < alive:
+                timed("before")
+            with redis.Redis.from_url(url) as client:
+                key = f"clusterports:1:{{{space}}}:due"
+                while client.zcard(key) == 2:  # both leases; then the ports that cool
+                    timed("before")
+                waits["before"].pop()
+                while client.zcard(key) > 1:
+                    timed("during")
+            for _ in range(3000):
+                timed("after")
+    backend.close()
+
+    def at(when: str, percent: int) -> float:
+        return statistics.quantiles(waits[when], n=100)[percent - 1] * 1e6
+
+    told = "; ".join(f"{when}: {at(when, 50):.0f} and {at(when, 99):.0f} us" for when in waits)
+    name = "acquire while a holder of 20,000 dies / before"
+    yield Figure(f"{name}, p50", at("during", 50) / at("before", 50), 10, f"p50 and p99 {told}")
+    yield Figure(f"{name}, p99", at("during", 99) / at("before", 99), 10)
+
+
 def taken(ports: PortAllocator, stats: ServerTime, index: int, count: int, *, contiguous: bool = False) -> float:
     """Seconds of one acquire; its ports are given back before the next, which is not measured."""
     stats(-1, 0)
@@ -327,6 +370,7 @@ def figures(quick: bool) -> Iterator[Figure]:
         yield from pairs(quick, url, "unpinned")
         yield from flatness(quick, url)
         yield from heartbeats(quick, url)
+        yield from death(quick, url)
         yield from several(quick, url)
     yield from processes(quick)
     allowed = os.sched_getaffinity(0)

@@ -313,20 +313,28 @@ def test_only_waiting() -> None:
     assert ["HOST WAITING", "h          1"] == tables[1]
 
 
+def test_recovering() -> None:
+    """Where the store lost what it knew, that comes first, with the time until ports are given out again."""
+    tables = shown(SpaceView("host:h", 9, (), (), recovering=12_340_000), range="plain")
+
+    assert tables[0][0].startswith("The store lost data: nothing is given out there until")
+    assert ["RECOVERING  LEFT", "h          12.3s"] == tables[0][1:]
+
+
 @pytest.mark.parametrize("width", [120, 80, 60, 40, 20, 1])
 def test_width_of_all_tables(width: int) -> None:
     """Neither rules nor notes nor hosts make a line wider than the terminal; 80 columns hold a whole note."""
     host = "%E6%97%A5" * 30
     ports = (port(10870, owner=HOSTILE * 9, instance="i" * 90, fence=1795389040072471),)
-    view = SpaceView(f"host:{host}", 9, (lease(),), ports, 3)
+    view = SpaceView(f"host:{host}", 9, (lease(),), ports, 3, 9_000_000)
     tables = shown(view, look=Look(width))
     one = shown(view, wanted=Wanted(number=10870), look=Look(width))
     nothing = shown(look=Look(width))
 
-    assert 4 == len(tables)
+    assert 5 == len(tables)
     assert all(cell_len(line) <= width for part in (tables, one, nothing) for lines in part for line in lines)
     if width >= 80:
-        assert tables[2][2].endswith("outside 10809-10840")
+        assert tables[3][2].endswith("outside 10809-10840")
 
 
 def test_width(command: Command, take: Take) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from faults.uses import Breach
 
-__all__ = ["PHASES", "Outcome", "play"]
+__all__ = ["PHASES", "Outcome", "Phase", "play"]
 
 TESTS: Final = Path(__file__).resolve().parents[1]
 
@@ -112,7 +112,7 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        return not (self.breaches or self.left or self.failed)
+        return self.events["granted"] > 0 and not (self.breaches or self.left or self.failed)
 
     def __str__(self) -> str:
         def listed(counts: Counter[str]) -> str:
@@ -131,11 +131,14 @@ class Outcome:
 
 
 class Phase:
-    """Clients, servers, and what is done to them. A fault is a method that begins it and puts its end on the agenda."""
+    """Clients, servers, and what is done to them. A fault is a method that begins it and puts its end on the agenda.
+
+    ``stack``: what ends the servers.
+    """
 
     name: str
 
-    def __init__(self, folder: Path, *, seed: int, clients: int, hosts: int) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, *, seed: int, clients: int, hosts: int) -> None:
         self.folder = folder
         self.dice = random.Random(f"{seed}-{self.name}")
         self.seed, self.number_of_clients, self.number_of_hosts = seed, clients, hosts
@@ -165,13 +168,14 @@ class Phase:
     # ---------------------------------------------------------------- the run
 
     def play(self, seconds: float) -> Outcome:
-        began = time.monotonic()
         try:
             for index in range(self.number_of_clients):
                 hosts = self.dice.sample(range(self.number_of_hosts), min(HOSTS_EACH, self.number_of_hosts))
                 told = {"url": self.url(index), "hosts": [f"h{host:03}" for host in hosts], "seed": str(self.seed)}
                 times = {"ttl": TTL, "quarantine": QUARANTINE, "longest": LONGEST}
                 self.clients.append(Client(self.folder, f"c{index:02}", named=index % 2 == 0, **told, **times))
+            self._wait_for_clients()
+            began = time.monotonic()
             next_fault = began + EVERY
             while time.monotonic() < began + seconds:
                 self._do_what_is_due()
@@ -191,6 +195,16 @@ class Phase:
         self.outcome.seconds = time.monotonic() - began
         self._judge()
         return self.outcome
+
+    def _wait_for_clients(self) -> None:
+        """Until each has found the store: there is nothing to break before."""
+        deadline = time.monotonic() + 60
+        for client in self.clients:
+            history = self.folder / f"{client.process_name}.jsonl"
+            while not history.exists() or '"returned"' not in history.read_text("utf-8"):
+                if time.monotonic() > deadline or client.process.poll() is not None:
+                    raise RuntimeError(f"{client.process_name} did not start")
+                time.sleep(0.05)
 
     def _do_what_is_due(self) -> None:
         while self.agenda and self.agenda[0][0] <= time.monotonic():
@@ -342,7 +356,7 @@ class Alone(Phase):
     name = "one server"
 
     def __init__(self, stack: ExitStack, folder: Path, **numbers: int) -> None:
-        super().__init__(folder, **numbers)
+        super().__init__(stack, folder, **numbers)
         options = ("--appendonly", "yes", "--appendfsync", "everysec")
         self.server = stack.enter_context(Server(servers.find_valkey(), folder / "server", *options))
         self.proxy = stack.enter_context(Proxy(self.server.port))
@@ -441,7 +455,7 @@ class Watched(Phase):
     name = "sentinels"
 
     def __init__(self, stack: ExitStack, folder: Path, **numbers: int) -> None:
-        super().__init__(folder, **numbers)
+        super().__init__(stack, folder, **numbers)
         # One thread for all orders: the servers that it starts end with it.
         self._worker = stack.enter_context(ThreadPoolExecutor(1))
         self._order: Future[None] = self._worker.submit(lambda: None)
@@ -511,10 +525,10 @@ class Watched(Phase):
         self.group.healthy()
 
 
-PHASES: Final[tuple[type[Alone | Watched], ...]] = (Alone, Watched)
+PHASES: Final[tuple[type[Phase], ...]] = (Alone, Watched)
 
 
-def play(phase: type[Alone | Watched], folder: Path, seconds: float, *, clients: int, hosts: int, seed: int) -> Outcome:
+def play(phase: type[Phase], folder: Path, seconds: float, *, clients: int, hosts: int, seed: int) -> Outcome:
     """One phase. What was written down stays in a folder of its own in ``folder``."""
     place = folder / phase.name.replace(" ", "-")
     place.mkdir(parents=True)

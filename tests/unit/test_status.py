@@ -75,6 +75,7 @@ def test_layout() -> None:
                 port(10812, state="cooling", lease=2, fence=8, age=60_000_000, free_in=4_200_400, protocol="both"),
             ),
             3,
+            recovering=12_345_678,
         ),
         cluster(port(10810, range="", host="k")),
     )
@@ -110,6 +111,7 @@ def test_layout() -> None:
                     },
                 ],
                 "waiting": 0,
+                "recovering_s": 0.0,
             },
             {
                 "host": "mün",
@@ -164,6 +166,7 @@ def test_layout() -> None:
                     },
                 ],
                 "waiting": 3,
+                "recovering_s": 12.346,
             },
         ],
         "ranges": [
