@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
-SQLITE_TOO = ("test_heartbeat", "test_life", "test_many", "test_probing", "test_races")
+SQLITE_TOO = ("test_heartbeat", "test_life", "test_lost_data", "test_many", "test_probing", "test_races")
 """All would run on SQLite; these do, because there its processes, threads and time matter."""
 
 

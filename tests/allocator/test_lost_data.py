@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from clusterports import BackendRecovering, BackendUnavailable, LeaseLost, PortR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from allocator.kit import Kit
 
@@ -34,6 +37,10 @@ def copied(store: Any) -> Callable[[], None]:
     if isinstance(store, servers.MemoryStore):
         spaces = copy.deepcopy(store._virtual.spaces)
         return lambda: store._virtual.spaces.update(copy.deepcopy(spaces))
+    if isinstance(store, servers.SqliteStore):
+        aside = store.path.with_suffix(".copy")
+        _backup(store.path, aside)
+        return lambda: _backup(aside, store.path)
     kept = {key: store.client.dump(key) for key in store.client.keys("clusterports:1:*")}
 
     def back() -> None:
@@ -49,9 +56,17 @@ def emptied(store: Any) -> None:
     """The store forgets everything but the time, which has gone on."""
     if isinstance(store, servers.MemoryStore):
         store._virtual.spaces.clear()
+    elif isinstance(store, servers.SqliteStore):
+        for path in store.path.parent.glob(f"{store.path.name}*"):
+            path.unlink()
     else:
         store.client.flushall()
     store.clock.advance(0.1)
+
+
+def _backup(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
 
 
 def fences(kit: Kit) -> dict[int, int]:
