@@ -97,6 +97,8 @@ class HostLease:
         self._heard: set[int] = set()
         self.forced: set[int] = set()  # fences of ports taken from us by force that we did not know yet
         self.amiss: Amiss = ""
+        self._claiming = False  # opened anew: until our claims are answered, others may have our ports
+        self._confirmed = sent_at  # when the last renewal was sent that succeeded
         self._strays: dict[int, tuple[Port, int]] = {}  # by fence, with the last request when it was seen
 
     # ---------------------------------------------------------------- requests
@@ -152,13 +154,22 @@ class HostLease:
     # ---------------------------------------------------------------- lost data
 
     def moved(self, holder: Holder, token: str, sent_at: float) -> None:
-        """The store lost it, and it was opened anew."""
+        """The store lost it, and it was opened anew. Our ports are not relied on any longer than before until they are
+        `claimed`: it may have run out after all, and others may have them.
+        """
         with self._lock:
             self.holder, self.token = holder, token
             self._left.clear()
             self._heard.clear()
             self._strays.clear()
-        self.renewed(self.renewal(), sent_at)
+            self._claiming, self._confirmed = True, sent_at
+
+    def claimed(self) -> None:
+        """The store knows of all that we hold, and we of all that others were given."""
+        with self._lock:
+            if self._claiming:
+                self._claiming = False
+                self._prolong()
 
     def knew(self) -> int:
         """The highest fence that we know of."""
@@ -200,10 +211,15 @@ class HostLease:
             self._abandoned.difference_update(renewal.abandoned)
             self._left.difference_update(renewal.left)
             self._heard.difference_update(renewal.heard)
-            if self.state != "lost" and not (self.strict and monotonic() >= self.until):
-                self.until = max(self.until, sent_at + self.ttl * (1 - MARGIN))
-                if monotonic() < self.until:  # one that was sent too long ago rescues nothing
-                    self.state = "live"
+            self._confirmed = max(self._confirmed, sent_at)
+            if not self._claiming:
+                self._prolong()
+
+    def _prolong(self) -> None:
+        if self.state != "lost" and not (self.strict and monotonic() >= self.until):
+            self.until = max(self.until, self._confirmed + self.ttl * (1 - MARGIN))
+            if monotonic() < self.until:  # one that was sent too long ago rescues nothing
+                self.state = "live"
 
     def overdue(self, now: float) -> bool:
         """Note that the deadline has passed, which is a loss if strict; True the first time."""

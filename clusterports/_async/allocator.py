@@ -183,6 +183,7 @@ class AsyncPortAllocator:
         self._leases: dict[str, HostLease] = {}  # by space, as all that follow
         self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by incarnation
         self._incarnations: dict[str, int] = {}  # the last one that we had
+        self._known: dict[str, int] = {}  # the last one, also where there was nothing to come back to
         self._superseded: set[str] = set()
         self._started = False
         self._beating = False
@@ -544,7 +545,7 @@ class AsyncPortAllocator:
             raise self._superseded_error(space)
         for forfeited in [lease for lease in list(self._forfeited.values()) if lease.space == space]:
             await self._forfeit(forfeited)
-        reply, holder, token, sent_at = await self._take_lease(space, self._incarnations.get(space, 0))
+        reply, holder, token, sent_at = await self._take_lease(space, self._known.get(space, 0))
         host = space_host(space) if is_host_space(space) else ""
         lease = HostLease(space, host, holder, self.ttl, sent_at, strict=self._strict, token=token)
         if reply.ports:
@@ -571,7 +572,7 @@ class AsyncPortAllocator:
                 self._superseded.add(space)
                 raise self._superseded_error(space)
             seen = reply.incarnation
-        self._incarnations[space] = reply.incarnation
+        self._incarnations[space] = self._known[space] = reply.incarnation
         return reply, Holder(self.instance, reply.lease, reply.incarnation), token, sent_at
 
     async def _outdated(self, space: str, other: Occupied) -> bool:
@@ -700,6 +701,8 @@ class AsyncPortAllocator:
                 logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
             if lease.amiss == "doubt" and await self._compare(lease, until):
                 lease.amiss = ""
+                lease.claimed()
+                self._watchdog.start()  # it may have a deadline again
 
     async def _compare(self, lease: HostLease, until: float) -> bool:
         """Claim what the store lacks, and give back what it has too much. False: there is more to do."""
@@ -914,6 +917,7 @@ class AsyncPortAllocator:
         renewals = [lease.renewal() for lease in leases]
         outcomes = await self._backend.renew(renewals)
         healthy = True
+        backlogs: list[tuple[HostLease, bool]] = []
         for lease, renewal, outcome in zip(leases, renewals, outcomes, strict=True):
             if isinstance(outcome, Renewed):
                 lease.renewed(renewal, sent_at)
@@ -924,7 +928,7 @@ class AsyncPortAllocator:
                 lease.give_back_strays()
                 if lease.renewal().abandoned:  # more than one heartbeat may undo
                     self._wake.set()
-                await self._catch_up(lease, backlog=outcome.backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
+                backlogs.append((lease, outcome.backlog))
             elif isinstance(outcome, Gone):
                 if renewal.holder != lease.holder:  # it was opened anew meanwhile
                     continue
@@ -935,6 +939,8 @@ class AsyncPortAllocator:
             else:
                 healthy = False
                 logger.warning("no heartbeat %s: %s", where(lease.space), outcome)
+        for lease, backlog in backlogs:  # only now: no lease must run out while another's leftovers are dealt with
+            await self._catch_up(lease, backlog=backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
         return healthy
 
     async def _catch_up(self, lease: HostLease, *, backlog: bool, until: float) -> None:

@@ -1586,6 +1586,22 @@ class _Conformance:
         assert list(range(20_000, 20_250)) == numbers(world.view().ports)
         assert exact(Renewed(False)) == exact(one.renew(ports=250))
 
+    def test_claim_while_draining(self, world: _World) -> None:
+        """What an expired lease of the same instance still has goes over to its new one, under the same fence."""
+        one = world.open("one", ttl=world.ttl)
+        ports = one.take(ask(1000, 1999, 200))
+        start = world.clock.time()
+        while exact(GONE) != exact(one.held()):
+            assert world.clock.time() - start < 3 * world.clock.ttl
+            world.clock.advance(world.clock.ttl / 16)
+            world.store.reclaim(world.space)
+        new = world.open("one", token="b")
+        assert exact(Claimed()) == exact(new.claim(Claim(ports[-1], ask())))
+        while world.store.reclaim(world.space).backlog:
+            pass
+        shown = world.port(ports[-1].number)
+        assert ("held", new.holder.lease, ports[-1].fence) == (shown.state, shown.lease, shown.fence)
+
     def test_claim_after_force(self, world: _World) -> None:
         """What was taken by force is not lost, and is not taken back."""
         one = world.open()
@@ -1685,6 +1701,7 @@ class _Conformance:
         def look() -> None:
             left.append(sum(port.lease == one.holder.lease for port in world.view().ports))
             assert 0 <= left[-2] - left[-1] <= 64
+            assert "cooling" not in world.states().values() or exact(GONE) == exact(one.held())
 
         while left[-1]:
             assert world.clock.time() - start < 5 * world.clock.ttl

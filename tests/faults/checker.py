@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
+from itertools import zip_longest
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -125,13 +126,14 @@ def strangers(history: History) -> Iterator[Breach]:
         if held[event.client, event.host, event.fence] < 0:
             key = (event.client, event.host, event.fence)
             yield history.breach("S2", f"{event.client} released {port} that it did not hold", key, event)
-        for kind in KINDS[event.protocol]:
-            for other in history.grants.get((event.host, kind, event.number), ()):
-                later = other.fence > event.fence and other.answered < event.asked
-                relied = later and history.relied(event, other.answered)  # then it is S1 that is broken
-                if later and not relied and not history.losses(other.asked, event.asked):
-                    text = f"{event.client} released {port} with fence {event.fence}, and {other.client} had it by then"
-                    yield history.breach("S2", text, (event.host, event.fence, other.fence), event, other)
+        grants = [grant for kind in KINDS[event.protocol] for grant in history.grants[event.host, kind, event.number]]
+        mine = next((grant for grant in grants if grant.fence == event.fence), event)
+        for other in grants:
+            if other.fence <= event.fence or other.answered >= event.asked or history.relied(event, other.answered):
+                continue  # while it relied on it, it is S1 that is broken
+            if not history.losses(mine.asked, event.asked):
+                text = f"{event.client} released {port} with fence {event.fence}, and {other.client} had it by then"
+                yield history.breach("S2", text, (event.host, event.fence, other.fence), event, other)
     for event in history.by_kind["found"]:
         for client in history.clients[event.instance]:
             beats = history.beats_of(client, event.host)
@@ -309,10 +311,10 @@ def unwarned(history: History) -> Iterator[Breach]:
             words[event.client].append(event)
     end = max((event.answered for event in history.events), default=0.0)
     for use in history.uses:
-        port = use.granted
-        for part in until_deadlines(history, use):
+        port, parts = use.granted, list(until_deadlines(history, use))
+        for part, then in zip_longest(parts, parts[1:]):
             latest = part.until + history.slack
-            if part.end != "deadline" or min(use.until, end) <= latest:
+            if part.end != "deadline" or min(use.until, end, then.since if then else end) <= latest:
                 continue
             heard = any(
                 word.concerns(port.host) and word.asked <= latest and word.answered >= part.until - history.ttl * SHARE

@@ -61,7 +61,8 @@ class Reliance:
         self._lock = threading.Lock()
         self._asked = 0.0
         self._hosts: list[str] = []
-        self._offset = monotonic() - time.monotonic()
+        # A pause between the two readings makes it smaller, never larger.
+        self._offset = max(monotonic() - time.monotonic() for _ in range(100))
         outer = self
 
         class Lease(HostLease):

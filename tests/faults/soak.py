@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--phase", type=int, help="0 or 1: only this one, for all of the time")
     arguments = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from faults.nemesis import PHASES, play
+    from faults.phases import PHASES, play
 
     folder: Path = arguments.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"seed {arguments.seed}, histories in {folder}", flush=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clusterports.abc import SpaceView
 
 RANGE = PortRange("r", 1, 4, quarantine=0.5)
-GIVES_UP = Settings(timeout=0.4)
+GIVES_UP = Settings(timeout=0.8)
 """Seconds after which a call gives up."""
 
 
@@ -170,7 +170,7 @@ async def give_up(net: Network, name: str, call: Any, *arguments: Any, **more: A
 
 async def test_acquire_after_its_caller_gave_up(net: Network) -> None:
     """Once a heartbeat has told that nobody waits for it, it gets nothing, however often it arrives."""
-    ports = net.through(settings=GIVES_UP, ttl=2.0)
+    ports = net.through(settings=GIVES_UP, ttl=3.0)
     await result(ports.acquire("r"))
     late = await give_up(net, "acquire", ports.acquire, "r", count=2)
     await net.heartbeats()
@@ -184,7 +184,7 @@ async def test_acquire_after_its_caller_gave_up(net: Network) -> None:
 
 async def test_acquire_between_giving_up_and_the_heartbeat(net: Network) -> None:
     """What it gets before that is given back with the heartbeat."""
-    ports = net.through(settings=GIVES_UP, ttl=2.0)
+    ports = net.through(settings=GIVES_UP, ttl=3.0)
     await result(ports.acquire("r"))
     late = net.proxy.hold(step("acquire"))
     asked = begin(ports.acquire, "r", count=2)
@@ -199,7 +199,7 @@ async def test_acquire_between_giving_up_and_the_heartbeat(net: Network) -> None
 
 async def test_acquire_after_its_caller_closed(net: Network) -> None:
     """Its lease is gone, and does not come back for it."""
-    ports = net.through(settings=GIVES_UP, ttl=2.0)
+    ports = net.through(settings=GIVES_UP, ttl=3.0)
     await result(ports.acquire("r"))
     late = await give_up(net, "acquire", ports.acquire, "r")
     await result(ports.close())
@@ -209,7 +209,7 @@ async def test_acquire_after_its_caller_closed(net: Network) -> None:
 
 async def test_release_after_its_caller_gave_up(net: Network) -> None:
     """It is made up for with a heartbeat; the late one does not free what the port is by then."""
-    ports = net.through(settings=GIVES_UP, ttl=2.0)
+    ports = net.through(settings=GIVES_UP, ttl=3.0)
     port = await result(ports.acquire("r"))
     late = await give_up(net, "release", port.release)
     await eventually([], net.held)
@@ -234,7 +234,7 @@ async def test_open_after_its_caller_gave_up(net: Network) -> None:
 @pytest.mark.parametrize("name", ["renew", "close", "release"])
 async def test_late_word_of_one_that_was_succeeded(net: Network, name: str) -> None:
     """Whatever an older process said last changes nothing for the one that came under its name."""
-    older = net.through(instance="m", settings=GIVES_UP, ttl=2.0)
+    older = net.through(instance="m", settings=GIVES_UP, ttl=3.0)
     port = await result(older.acquire("r"))
     if name == "renew":
         late = net.proxy.copy(step("renew"))

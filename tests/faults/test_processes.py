@@ -2,94 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from faults.checker import breaches
 from faults.history import Event, Recorder, read
+from faults.process import Process
 from faults.uses import GRAIN
+from servers import view
 
 from clusterports import AllocationError, PortAllocator, PortRange
+from clusterports_redis import RedisBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import servers
-    from faults.history import Kind
+
+    from clusterports.abc import Backend
 
 FULL = os.environ.get("CLUSTERPORTS_FULL") == "1" or os.environ.get("CI") == "true"
 
-SLACK = 1.0
-"""Seconds by which a busy machine may be late; half of what a lease is given after a silence."""
-
-TESTS = Path(__file__).resolve().parents[1]
+PATIENCE = 60.0
+"""Seconds until a test gives up waiting; a busy machine may take its time."""
 
 
-class Process:
-    """A manager in a process of its own."""
+BEATS = 8
+"""How many heartbeats of a neighbour may find something of the dead: 1,000 ports are 32 visits, and a heartbeat that
+finds more goes on at once. However slow the machine is, it is the store's clock that says what should be free."""
 
-    def __init__(self, folder: Path, url: str, instance: str, **arguments: Any) -> None:
-        self.instance = instance
-        self.history = folder / f"{instance}.jsonl"
-        told = {"url": url, "instance": instance, "history": str(self.history), "host": "h"} | arguments
-        self._process = subprocess.Popen(
-            [sys.executable, str(TESTS / "faults" / "manager.py"), json.dumps(told)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={name: value for name, value in os.environ.items() if not name.startswith("CLUSTERPORTS_")}
-            | {"PYTHONPATH": str(TESTS)},
-        )
 
-    def ask(self, command: str, **arguments: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([command, arguments]) + "\n")
-        self._process.stdin.flush()
+class Look(NamedTuple):
+    """What was left of a dead holder's ports. ``due``: by the store's own clock all of it should be free."""
 
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"{self.instance} ended with {self._process.wait()}"
-        return json.loads(line)
+    asked: float
+    answered: float
+    left: int
+    due: bool
 
-    def do(self, command: str, **arguments: Any) -> Any:
-        self.ask(command, **arguments)
-        return self.answer()
 
-    def stop(self) -> None:
-        self._stopped = time.monotonic()
-        self._process.send_signal(signal.SIGSTOP)
+def look(backend: Backend, dead: str, quarantine: float) -> Look:
+    asked = time.monotonic()
+    space = view(backend, "host:h")
+    ports = [port.free_in for port in space.ports if port.instance == dead]
+    leases = [lease for lease in space.leases if lease.instance == dead]
+    over = all(lease.expires_in <= -quarantine * 1e6 and not lease.grace for lease in leases)
+    due = over and all(free_in is None or free_in <= 0 for free_in in ports)
+    return Look(asked, time.monotonic(), len(ports), due)
 
-    def go_on(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-        self._suffers("stopped", self._stopped)
 
-    def kill(self) -> None:
-        asked = time.monotonic()
-        self._process.kill()
-        self._process.wait()
-        self._suffers("killed", asked)
+def watch(url: str, dead: str, quarantine: float) -> list[Look]:
+    """Look on, without touching anything, until nothing is left."""
+    looks: list[Look] = []
+    with RedisBackend.connect(url) as backend:
+        while not looks or looks[-1].left:
+            looks.append(look(backend, dead, quarantine))
+            assert looks[-1].answered < looks[0].asked + PATIENCE
+            time.sleep(0.01)
+    return looks
 
-    def _suffers(self, what: Kind, since: float) -> None:
-        """Into the history with it."""
-        recorder = Recorder(self.history.with_suffix(f".{what}.jsonl"), self.instance)
-        recorder.write(what, since)
-        recorder.close()
 
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+def beats_in_vain(events: list[Event], client: str, looks: list[Look]) -> int:
+    """How many heartbeats of this client came after all was due, and left something."""
+    due = min((one.answered for one in looks if one.due), default=float("inf"))
+    left = max(one.asked for one in looks if one.left)
+    return len([e for e in events if (e.client, e.event) == (client, "beat") and due < e.asked and e.answered < left])
 
 
 @pytest.fixture
@@ -165,14 +146,19 @@ def test_kill(server: servers.ServerStore, start: Callable[..., Process], tmp_pa
     recorder = Recorder(tmp_path / "taker.jsonl", "taker")
     ranges = [PortRange("r", 20000, 20999, quarantine=quarantine)]
     given: list[float] = []
-    with PortAllocator(server.url, host="h", instance="taker", ranges=ranges, ttl=30) as taker:
+    due = False
+    with (
+        PortAllocator(server.url, host="h", instance="taker", ranges=ranges, ttl=30) as taker,
+        RedisBackend.connect(server.url) as backend,
+    ):
         while len(given) < 1000:
             asked = time.monotonic()
-            assert asked < killed + 20
+            assert asked < killed + PATIENCE
             try:
                 port = taker.acquire("r")
             except AllocationError:
-                time.sleep(0.002)
+                assert not due
+                due = look(backend, "doomed", quarantine).due
                 continue
             given.append(time.monotonic())
             recorder.write("granted", asked, given[-1], "h", port.number, "tcp", port.fence)
@@ -184,7 +170,6 @@ def test_kill(server: servers.ServerStore, start: Callable[..., Process], tmp_pa
     assert [] == breaches(events, ttl=ttl, quarantine=quarantine)
     assert first >= ttl + quarantine - GRAIN
     assert survivor.do("valid") == [True]
-    assert given[0] - beat.answered < ttl + quarantine + SLACK
 
 
 @pytest.mark.timeout(120)
@@ -198,21 +183,16 @@ def test_kill_unattended(server: servers.ServerStore, start: Callable[..., Proce
     survivor.do("acquire")
     time.sleep(ttl / 2)
     doomed.kill()
-    counts: list[tuple[float, int]] = []
-    with PortAllocator(server.url, ranges=[PortRange("r", 20000, 20999)]) as look:
-        while not counts or counts[-1][1]:
-            (host,) = look.status().hosts
-            counts.append((time.monotonic(), len([port for port in host.ports if port.number >= 20000])))
-            assert len(counts) < 3000
-            time.sleep(0.01)
-    beat = last_beat(history(tmp_path), "doomed")
-    free = counts[-1][0] - beat.answered
+    looks = watch(server.url, "doomed", quarantine)
+    events = history(tmp_path)
+    beat = last_beat(events, "doomed")
+    free = looks[-1].answered - beat.answered
     print(
         f"\nall 1,000 free {free:.3f} s after the last heartbeat ({ttl + quarantine:g} s, and a beat of {ttl / 4:g} s)"
     )
-    early = [(at, left) for at, left in counts if left < 1000 and at < beat.asked + ttl + quarantine - GRAIN]
+    early = [one for one in looks if one.left < 1000 and one.answered < beat.asked + ttl + quarantine - GRAIN]
     assert [] == early
-    assert free < ttl + quarantine + ttl / 4 + SLACK
+    assert beats_in_vain(events, "survivor", looks) <= BEATS
 
 
 @pytest.mark.timeout(120)
@@ -228,7 +208,7 @@ def test_stopped_holder(server: servers.ServerStore, start: Callable[..., Proces
     stopped = time.monotonic()
     taken: list[int] = []
     while not taken:
-        assert time.monotonic() < stopped + 20
+        assert time.monotonic() < stopped + PATIENCE
         taken = other.do("try_acquire")
         time.sleep(0.02)
     sleeper.ask("valid")  # waits in the pipe: the first thing it does when it goes on
@@ -292,15 +272,9 @@ def test_stopped_server_and_a_dead_holder(
     finally:
         os.kill(pid, signal.SIGCONT)
     resumed = time.monotonic()
-    left = 100
-    with PortAllocator(url) as look:
-        while left > 1:
-            assert time.monotonic() < resumed + 20
-            (host,) = look.status().hosts
-            left = len(host.ports)
-            time.sleep(0.02)
-    took = time.monotonic() - resumed
+    looks = watch(url, "doomed", 0.5)
+    took = looks[-1].answered - resumed
     print(f"\n99 ports of a holder that died in an outage: free {took:.3f} s after it")
-    assert took < 2 * 1.0 + 0.5 + 1.0
+    assert beats_in_vain(history(tmp_path), "alive", looks) <= BEATS
     assert alive.do("recovered")
     assert [True] == alive.do("release")

@@ -160,8 +160,11 @@ def test_all_work(valkey: servers.ServerStore) -> None:
         whole.restore()
 
 
-def test_types(scene: Scene) -> None:
+@pytest.mark.parametrize("quiet", [False, True], ids=["queue", "no queue"])
+def test_types(scene: Scene, quiet: bool) -> None:
     """Whichever key is of another type, an operation that fails for it leaves the other keys as they were."""
+    if quiet:
+        scene.quiet()
     whole = Before(scene)
     failed = set()
     for index, key in enumerate(keys(SPACE)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import pytest
 from faults.scene import DUE, FENCE, PORTS, SPACE, STATE, TCP, TTL, UDP, Scene
 
-from clusterports.abc import Held, Opened
+from clusterports.abc import Ask, Held, Holder, Opened, Renewal, Renewed
 from clusterports.errors import BackendError
 from clusterports_redis._compare import compare
 from clusterports_redis._wire import keys
@@ -167,6 +167,8 @@ def test_damage(scene: Scene, name: str) -> None:
     scene.pass_time(1)
     compare(scene.backend, [SPACE], mend=True)
     assert [] == [one.texts for one in compare(scene.backend, [SPACE], mend=False)]
+    stranger = scene.manager("stranger")  # who comes before any heartbeat
+    assert set() == stranger.take_all() & (scene.one.relies_on() | scene.two.relies_on())
     scene.view()
     scene.pass_time(2)
     scene.serves()
@@ -180,9 +182,15 @@ def test_damage(scene: Scene, name: str) -> None:
         assert {port[:2] for port in scene.going} - kept == ({(10, "tcp")} if name == "held by another" else set())
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in sorted(DAMAGES) if re.search("ports| due|free|held|fence|another", name)]
-)
+UNMENDED = [name for name in sorted(DAMAGES) if re.search("ports| due|free|held|fence|another", name)]
+
+
+def records(scene: Scene) -> dict[str, str]:
+    fields = cast("dict[bytes, bytes]", scene.client.hgetall(STATE)) if scene.client.type(STATE) == b"hash" else {}
+    return {name.decode(): record.decode() for name, record in fields.items()}
+
+
+@pytest.mark.parametrize("name", UNMENDED)
 def test_nobody_mends(valkey: servers.ServerStore, name: str) -> None:
     """Where nothing is mended, nobody is shown, closes or outlives its way into ports that another relies on."""
     scene = Scene(valkey)
@@ -198,9 +206,48 @@ def test_nobody_mends(valkey: servers.ServerStore, name: str) -> None:
         assert {port.number for port in shown.ports} <= {port.number for port in two.held} | {65} | (
             {10} if name == "held by another" else set()
         )
-    with suppress(BackendError):
-        scene.backend.close_lease(SPACE, two.holder)
+    of_one = {name: record for name, record in records(scene).items() if record.startswith(f"h {one.holder.lease} ")}
+    for quarantine in (True, False):
+        with suppress(BackendError):
+            scene.backend.close_lease(SPACE, two.holder, quarantine=quarantine)
+    assert of_one.items() <= records(scene).items()
     two.held.clear()
     one.beat()
     assert set() == scene.other.take_all() & one.relies_on()
     scene.pass_time(8)
+
+
+SAID = {
+    *("state lost", "state of another type", "ports of another type"),
+    *("tcp lost", "tcp cut short", "tcp of another type"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_says_so(valkey: servers.ServerStore, name: str) -> None:
+    """Who asks for a port is told that the data is damaged, and not that no port is free."""
+    scene = Scene(valkey)
+    scene.quiet()
+    DAMAGES[name](scene.client)
+    for count in (1, 2):
+        with pytest.raises(BackendError, match=r"damaged|WRONGTYPE"):
+            scene.other.acquire(Ask("r", ((12001, 12009),), count))
+
+
+def test_fence_beyond_count(valkey: servers.ServerStore) -> None:
+    """No fence is given that would be rounded."""
+    scene = Scene(valkey)
+    scene.client.hset(STATE, "fence", 2**53)
+    with pytest.raises(BackendError, match="damaged"):
+        scene.other.acquire(Ask("r", ((12001, 12009),)))
+
+
+def test_heartbeats_of_others(valkey: servers.ServerStore) -> None:
+    """A damaged space fails its own heartbeat, and no other that goes with it."""
+    scene = Scene(valkey)
+    reply = scene.backend.open("host:b", "two", token="ab", ttl=TTL)
+    assert isinstance(reply, Opened)
+    altered("revoked", "x")(scene.client)
+    other = Renewal("host:b", Holder("two", reply.lease, reply.incarnation))
+    outcomes = scene.backend.renew([Renewal(SPACE, scene.two.holder), other])
+    assert [BackendError, Renewed] == [type(outcome) for outcome in outcomes]

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.nemesis import PHASES, play
+from faults.phases import PHASES, play
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,7 +29,7 @@ for i = 4, #ARGV do
   end
 end
 local kept = {format('%.0f %.0f', floor, highest)}
-if #ARGV > 3 then space.check_types() end
+if #ARGV > (count and 4 or 3) then space.check_types() end
 for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
   if abandoned[number] and match(entry, '^w') then
     left[#left + 1] = string.sub(entry, 2)
