@@ -21,7 +21,8 @@ set aside for a waiter that may have died: a place that nobody asks for in time 
 Lost data. All ids and fences of a space come from one counter, which begins with the space: `_born` is its first. One
 that is lower, or higher than the counter, was given by a space that is lost. Its holder opens a lease anew and claims
 its ports, and until every holder has had a TTL to do so the space gives nothing out. Where two have the same port,
-the higher fence wins: what was given last is what others may have heard of.
+the higher fence wins: what was given last is what others may have heard of. A silence counts for that TTL no more
+than the third by which it is one: the holders may have been kept away.
 """
 
 from __future__ import annotations
@@ -422,7 +423,7 @@ class Space:
     # ---------------------------------------------------------------- reads
 
     def preview(self, now: int, asks: Sequence[Ask]) -> Granted | Full | Recovering:
-        left = self._recovering - self._clock_at(now)
+        left = self._recovering_at(now) - self._clock_at(now)
         if left > 0:
             return Recovering(left)
         picked = self._pick(asks, 0, dry_run=True)
@@ -454,7 +455,7 @@ class Space:
             for _, lease in sorted(self._leases.items())
         )
         ports = (self._port_view(name, now, clock) for name in sorted(self._ports))
-        left = max(0, self._recovering - clock)
+        left = max(0, self._recovering_at(now) - clock)
         return SpaceView(self.name, self._fence, tuple(leases), tuple(ports), len(self._queue), left)
 
     # ---------------------------------------------------------------- time
@@ -464,6 +465,7 @@ class Space:
         if self._seen is None:
             return False
         graced = self._graced(now) if self._patient else ()
+        self._recovering = self._recovering_at(now)
         if not 0 <= now - self._seen < GRAIN:
             self._clock = self._clock_at(now)
             self._seen = now
@@ -482,6 +484,17 @@ class Space:
             for lease in self._leases.values()
             if gap * 3 > lease.ttl and self._clock < lease.expires == lease.nominal and self._may_wait(lease.id)
         ]
+
+    def _recovering_at(self, now: int) -> int:
+        """The end of the recovery, if somebody visited now."""
+        if self._clock < self._recovering:
+            clock = self._clock_at(now)
+            live = [lease for lease in self._leases.values() if lease.expires > self._clock]
+            least = min((lease.ttl for lease in live if self._may_wait(lease.id)), default=0)
+            until = self._recovering + clock - self._clock - least // 3
+            if least and (clock - self._clock) * 3 > least and until > clock:
+                return until
+        return self._recovering
 
     def _may_wait(self, lease: int) -> bool:
         """Whether the holder may have been kept from renewing by the store."""

@@ -909,7 +909,6 @@ class AsyncPortAllocator:
         healthy = await self._renew(list(self._leases.values()))
         for lease in list(self._forfeited.values()):
             await self._forfeit(lease)
-        self._watchdog.start()
         return healthy
 
     async def _renew(self, leases: Sequence[HostLease]) -> bool:
@@ -932,13 +931,15 @@ class AsyncPortAllocator:
             elif isinstance(outcome, Gone):
                 if renewal.holder != lease.holder:  # it was opened anew meanwhile
                     continue
-                if outcome.reason == "unknown" or (outcome.doubt and outcome.reason == "expired"):
+                # Doubt is told once; until the lease was mended, it stands.
+                if outcome.reason == "unknown" or (outcome.reason == "expired" and (outcome.doubt or lease.amiss)):
                     lease.amiss = "gone"
                 else:
                     self._gone(lease, outcome)
             else:
                 healthy = False
                 logger.warning("no heartbeat %s: %s", where(lease.space), outcome)
+        self._watchdog.start()  # some may have a deadline again
         for lease, backlog in backlogs:  # only now: no lease must run out while another's leftovers are dealt with
             await self._catch_up(lease, backlog=backlog, until=sent_at + self.ttl / (2 * BEATS_PER_TTL))
         return healthy

@@ -348,3 +348,18 @@ async def test_hosts_are_lost_one_by_one(memory_kit: Kit) -> None:
     with pytest.raises(LeaseLost):
         await result(ports.acquire("backup", host="a"))
     assert 10810 == int(await result(ports.acquire("backup", host="b")))
+
+
+async def test_leftovers_hold_up_no_lease(memory_kit: Kit) -> None:
+    """While a release is repeated for one host, and takes its time, the leases of others are prolonged already."""
+    flaky = memory_kit.flaky()
+    ports = memory_kit.allocator(backend=flaky, ttl=2.0)
+    one = await result(ports.acquire("backup", host="a"))
+    other = await result(ports.acquire("backup", host="b"))
+    flaky.faults["release"] = Fault(BackendUnavailable("away"), times=1)
+    with pytest.raises(BackendUnavailable):
+        await result(one.release())
+    before = other._lease.until
+    flaky.faults["release"] = Fault(gate=threading.Event())
+    await eventually(2, lambda: [step for step, _ in flaky.begun].count("release"))
+    assert before < other._lease.until

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import redis
 import servers
-from faults.control import Sentinels, Server
+from faults.control import Sentinels, Server, until
 from faults.nemesis import TTL, Outcome, Phase
 from faults.proxy import Proxy
 
@@ -87,8 +87,7 @@ class Alone(Phase):
         if self.busy:
             return False
         asked = time.monotonic()
-        with self.direct() as client:
-            client.flushall()
+        until(lambda: self.server.ask("FLUSHALL"), what="FLUSHALL")  # it may still be loading its data
         self.recorder.write("emptied", asked)
         return True
 
@@ -156,7 +155,7 @@ class Watched(Phase):
             take(primary)
             time.sleep(away)
             bring(primary)
-            self.group.healthy()
+            self.group.healthy(60)
 
         return self._in_background(order)
 
@@ -169,7 +168,7 @@ class Watched(Phase):
             replica.pause()
             time.sleep(away)
             replica.resume()
-            self.group.healthy()
+            self.group.healthy(60)
 
         return self._in_background(order)
 
@@ -192,7 +191,7 @@ class Watched(Phase):
     def _heal(self) -> None:
         super()._heal()
         self._order.result()
-        self.group.healthy()
+        self.group.healthy(60)
 
 
 PHASES: Final[tuple[type[Phase], ...]] = (Alone, Watched)

@@ -10,10 +10,13 @@ from servers import view
 
 from clusterports.abc import (
     Ask,
+    Claim,
+    Claimed,
     Closed,
     Granted,
     Holder,
     Marked,
+    Occupied,
     Opened,
     Reclaimed,
     Released,
@@ -79,16 +82,39 @@ def full(own_server: tuple[str, int]) -> Iterator[Full]:
 
 
 def test_acquire(full: Full) -> None:
-    """An acquire fails, names the memory, and changes nothing; so does a new lease. With memory it works again."""
+    """An acquire fails, names the memory, and changes nothing. With memory it works again."""
     before = full.state()
     for count in (1, 500):
         with pytest.raises(BackendError, match="is out of memory"):
             full.acquire(full.number, count)
-    with pytest.raises(BackendError, match="is out of memory"):
-        opened(full.backend, "three")
     assert before == full.state()
     full.client.config_set("maxmemory", 0)
     assert 500 == len(full.acquire(full.number))
+
+
+def test_restarted_manager(full: Full) -> None:
+    """A manager that comes back under its name takes its lease over, and finds its ports."""
+    now = full.backend.open(SPACE, "one", token="b", ttl=TTL)
+    assert isinstance(now, Occupied)
+    resumed = full.backend.open(SPACE, "one", token="b", ttl=TTL, supersede=now.incarnation)
+    assert isinstance(resumed, Opened)
+    assert (full.one.lease, len(view(full.backend, SPACE).ports)) == (resumed.lease, resumed.ports)
+
+
+def test_holder_after_lost_data(full: Full) -> None:
+    """What the store lost is claimed again, though there is no memory for anything new."""
+    kept = full.last[0]
+    full.client.delete(*full.client.keys("clusterports:1:{*"))
+    full.client.config_set("maxmemory", 0)
+    full.client.set("other", b"-" * 2_000_000)
+    full.client.config_set("maxmemory", full.client.info("memory")["used_memory"] - 1000)
+    opening = full.backend.open(SPACE, "one", token="a", ttl=TTL, knew=full.one.incarnation)
+    assert isinstance(opening, Opened)
+    holder = Holder("one", opening.lease, opening.incarnation)
+    assert Claimed() == full.backend.claim(SPACE, holder, Request(1, 1), [Claim(kept, Ask("r", ()))])
+    with pytest.raises(BackendError, match="is out of memory"):
+        full.backend.acquire(SPACE, holder, Request(2, 2), [Ask("r", ((1, 9),))])
+    assert [kept.number] == [port.number for port in view(full.backend, SPACE).ports]
 
 
 @pytest.mark.parametrize("flush", [False, True], ids=["known", "unknown"])

@@ -1,4 +1,4 @@
-"""Clocks that step, keys that are evicted, twins, other versions, large deaths and dead heartbeats, on real servers."""
+"""What may go wrong on real servers beside the rest: clocks, lost keys, refusals, twins, names, versions, deaths."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ import pytest
 import redis
 import servers
 from allocator.kit import Kit, Told, eventually, result
-from faults.control import until
+from faults.control import Server, until
 from faults.process import Process
+from redis.crc import key_slot
 
-from clusterports import AsyncPortAllocator, BackendRecovering, IncompatibleSchema, PortAllocator, PortRange
+from clusterports import (
+    AsyncPortAllocator,
+    BackendRecovering,
+    ConfigurationError,
+    IncompatibleSchema,
+    PortAllocator,
+    PortRange,
+    Settings,
+)
 from clusterports._lease import MARGIN, monotonic
 from clusterports._names import host_space
 from clusterports._space import STEP
 from clusterports.abc import Ask, Granted, Holder, Opened, Renewal, Renewed, Request
 from clusterports.errors import BackendError
 from clusterports_redis import AsyncRedisBackend, RedisBackend
+from clusterports_redis._failures import Fate, Unreached, code, fate
 from clusterports_redis._scripts import Scripts
 from clusterports_redis._wire import keys
 
@@ -41,13 +51,20 @@ RANGE = PortRange("r", 100, 999, quarantine=0.5)
 SPACE = host_space("h")
 STATE, _, PORTS, TCP, _ = keys(SPACE)
 
-TTL = 30.0
+TTL = 300.0
 """Seconds: no heartbeat comes by itself while a test runs, and a slow machine misses none."""
 
 
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "clusterports")
+
+
+@pytest.fixture(params=["valkey", "redis7"])
+def binary(request: pytest.FixtureRequest) -> str:
+    """Each real server's program."""
+    request.getfixturevalue(request.param)  # skips where there is none
+    return servers.find_valkey() if request.param == "valkey" else servers.find_redis()
 
 
 @pytest.fixture
@@ -115,9 +132,7 @@ STEPPING = Scripts(
 
 
 @pytest.mark.parametrize("days", [1, -1])
-def test_clock_of_the_server(
-    server: servers.ServerStore, managers: Callable[..., PortAllocator], days: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clock_of_the_server(server: servers.ServerStore, managers: Callable[..., PortAllocator], days: int) -> None:
     """A day's step of its clock ends no live lease; fences grow, and a dead holder's port is free in its time."""
     told: list[object] = []
     ttl = 0.6
@@ -128,8 +143,8 @@ def test_clock_of_the_server(
         (port,) = taken(backend, opened(backend, "dead", ttl), 1, 101)
         server.client.set(STEPPED, round(days * DAY * SECOND))
         beat(ports)
-        later = ports.acquire("r")
-        assert (102, True) == (later.number, later.fence > max(port.fence, held.fence))
+        later = ports.acquire("r", port=102)
+        assert later.fence > max(port.fence, held.fence)
 
         def clock() -> int:
             return int(server.client.hget(STATE, "clock") or 0)
@@ -149,7 +164,25 @@ def test_clock_of_the_server(
         assert ([True] * 3, []) == ([one.valid for one in (held, later, again)], told)
 
 
-# -------------------------------------------------------------------- eviction
+# -------------------------------------------------------------------- lost keys
+
+
+@pytest.mark.parametrize("how", ["FLUSHALL", "SWAPDB 0 1"])
+def test_lost_without_a_restart(server: servers.ServerStore, managers: Callable[..., PortAllocator], how: str) -> None:
+    """What a server that runs on has lost, or is in another database by now, is claimed with the next heartbeat."""
+    ports = managers()
+    held: Any = ports.acquire("r", count=3)
+    server.client.execute_command(*how.split())  # type: ignore[no-untyped-call]
+    beat(ports)
+
+    def known() -> list[tuple[int, int]]:
+        with server.connect() as backend:
+            return [(port.number, port.fence) for port in servers.view(backend, SPACE).ports]
+
+    until(lambda: known() == [(port.number, port.fence) for port in held], what="all held again")
+    assert [True] * 3 == [port.valid for port in held]
+    with pytest.raises(BackendRecovering):
+        ports.acquire("r")
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
@@ -176,7 +209,7 @@ def test_evicted(own_server: tuple[str, int], policy: str) -> None:
         PortAllocator(url, on_lost=lost.append, **arguments) as other,
     ):
         ports: Any = holder.acquire("r", count=20)
-        ports.append(other.acquire("r", port=999))
+        other.acquire("r", port=999).release()  # it knows the host, and has nothing to claim
         relied = {port.number: port.fence for port in ports}
         memory: Any = client.info("memory")
         client.config_set("maxmemory-policy", policy)
@@ -187,20 +220,18 @@ def test_evicted(own_server: tuple[str, int], policy: str) -> None:
             with suppress(BackendError):
                 assert other.acquire("r").number not in relied
         until(lambda: not left(), what="all keys evicted")
-        with pytest.raises(BackendRecovering):
-            other.acquire("r")
-
         client.config_set("maxmemory", 0)
         client.delete(*fillers)
+        with pytest.raises(BackendRecovering):
+            other.acquire("r")
         beat(holder)
-        beat(other)
 
         def held() -> dict[int, int]:
             with RedisBackend.connect(url) as backend:
                 return {port.number: port.fence for port in servers.view(backend, SPACE).ports if port.number in relied}
 
         until(lambda: held() == relied, what="all held again")
-        assert ([], [True] * 21) == (lost, [port.valid for port in ports])
+        assert ([], [True] * 20) == (lost, [port.valid for port in ports])
         statistics: Any = client.info("stats")
         assert statistics["evicted_keys"] > 0
 
@@ -210,6 +241,116 @@ def eviction(url: str, policy: str) -> tuple[str, bool]:
     with RedisBackend.connect(url) as backend:
         (finding,) = [finding for finding in backend.diagnose() if finding.check == "eviction"]
     return finding.level, policy in finding.text
+
+
+# -------------------------------------------------------------------- refusals
+
+
+class Refusing:
+    """A server of its own that refuses, until that is lifted."""
+
+    def __init__(self, server: Server, stack: ExitStack) -> None:
+        self.server = server
+        self.control = stack.enter_context(server.client())
+        self._stack = stack
+
+    def ask(self, *command: object) -> Any:
+        return self.control.execute_command(*command)
+
+    def in_background(self, *command: object) -> None:
+        """It keeps the server busy: return when that shows."""
+
+        def work() -> None:
+            with self.server.client(socket_timeout=None) as client, suppress(redis.RedisError):
+                client.execute_command(*command)
+
+        def refused() -> bool:
+            try:
+                self.ask("DBSIZE")
+            except redis.RedisError:
+                return True
+            return False
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        self._stack.callback(thread.join)
+        until(refused, what="a server that refuses")
+
+
+def replica_of_nobody(server: Refusing, stale: str) -> None:
+    server.ask("CONFIG", "SET", "replica-serve-stale-data", stale)
+    server.ask("REPLICAOF", "127.0.0.1", 1)
+
+
+def busy(server: Refusing) -> None:
+    server.ask("CONFIG", "SET", "busy-reply-threshold", 1)
+    server.in_background("EVAL", "while true do end", 0)
+
+
+def loading(server: Refusing) -> None:
+    for number in range(500):
+        server.ask("SET", f"filler:{number}", os.urandom(1000))
+    server.in_background("DEBUG", "RELOAD")
+
+
+CLUSTERED = ("--cluster-enabled", "yes")
+SLOW_TO_LOAD = ("--enable-debug-command", "yes", "--key-load-delay", "20000")
+OFTEN_ASKED = ("--loading-process-events-interval-bytes", "1024")
+
+REFUSALS: dict[str, tuple[tuple[str, ...], Callable[[Refusing], object], Callable[[Refusing], object]]] = {
+    "READONLY": ((), lambda s: replica_of_nobody(s, "yes"), lambda s: s.ask("REPLICAOF", "NO", "ONE")),
+    "MASTERDOWN": ((), lambda s: replica_of_nobody(s, "no"), lambda s: s.ask("REPLICAOF", "NO", "ONE")),
+    "NOREPLICAS": (
+        (),
+        lambda s: s.ask("CONFIG", "SET", "min-replicas-to-write", 1),
+        lambda s: s.ask("CONFIG", "SET", "min-replicas-to-write", 0),
+    ),
+    "BUSY": ((), busy, lambda s: s.ask("SCRIPT", "KILL")),
+    "LOADING": ((*SLOW_TO_LOAD, *OFTEN_ASKED), loading, lambda s: s.ask("CONFIG", "SET", "key-load-delay", 0)),
+    "CLUSTERDOWN": (CLUSTERED, lambda s: None, lambda s: s.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)),
+    "max number of clients": (
+        (),
+        lambda s: s.ask("CONFIG", "SET", "maxclients", 1),
+        lambda s: s.ask("CONFIG", "SET", "maxclients", 100),
+    ),
+}
+"""Options of the server, what makes it refuse, and what ends that."""
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_refused_for_a_while(binary: str, tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server refuses only now is asked for again until it is done: once, and no caller is told an error."""
+    options, refuse, lift = REFUSALS[why]
+    said: list[str] = []
+
+    def heard(error: BaseException) -> Fate:
+        text = str(error)
+        said.append(text if "max number" in text else code(error.cause if isinstance(error, Unreached) else error))
+        return fate(error)
+
+    monkeypatch.setattr("clusterports_redis._sync.fate", heard)
+    given: list[Any] = []
+    with (
+        Server(binary, tmp_path, *options) as server,
+        PortAllocator(settings=Settings(url=server.url, timeout=30.0), host="h", ranges=[RANGE], probe=False) as ports,
+        ExitStack() as stack,
+    ):
+        refusing = Refusing(server, stack)
+        refuse(refusing)
+
+        def call() -> None:
+            ports.status()  # a replica refuses to read for another reason than to write
+            given.append(ports.acquire("r"))
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        try:
+            until(lambda: any(why in text for text in said), what=why)
+        finally:
+            lift(refusing)
+            caller.join()
+        assert [(100, True)] == [(port.number, port.valid) for port in given]
+        assert [100] == [port.number for host in ports.status().hosts for port in host.ports]
 
 
 # -------------------------------------------------------------------- twins
@@ -235,6 +376,40 @@ def test_cloned_machine(server: servers.ServerStore, tmp_path: Path) -> None:
             seen = servers.view(backend, SPACE)
         assert [(n, "held") for n in (1, 2, 3)] == [(port.number, port.state) for port in seen.ports]
         assert 1 == len(seen.leases)
+
+
+# -------------------------------------------------------------------- names
+
+HOSTILE = ["}x{", "*", "?[a-z]", "a b", "h}:state", "{h}", "日本", "~", "%7D", "x" * 255]
+
+
+@pytest.mark.parametrize("host", HOSTILE)
+def test_hostile_hosts(server: servers.ServerStore, managers: Callable[..., PortAllocator], host: str) -> None:
+    """A host's name, and an owner of ten kilobytes, get their own space and nobody else's; every key keeps its slot."""
+    owner = "\x1b[31m}{*\n\0" + "x" * 10_000
+    ports = managers()
+    ports.acquire("r")
+    before = {key: server.client.dump(key) for key in keys(SPACE)}
+    port = ports.acquire("r", host=host, owner=owner)
+    (shown,) = ports.status(host=host).hosts
+    assert (host, [(100, owner)]) == (shown.host, [(seen.number, seen.owner) for seen in shown.ports])
+    found: Any = server.client.keys("clusterports:*")
+    spaces = {key.decode().partition("{")[2].rpartition("}")[0] for key in found} - {""}
+    assert {SPACE, host_space(host)} == spaces
+    assert 2 == len({key_slot(key) for key in found if b"{" in key})
+    assert [] == [space for space in spaces if set(space) & set("{}*?[] \n")]
+    port.release()
+    assert before == {key: server.client.dump(key) for key in keys(SPACE)}
+
+
+@pytest.mark.parametrize("host", ["", "a\n", "a\0b", "\x1b[31m", "x" * 256])
+def test_impossible_hosts(server: servers.ServerStore, managers: Callable[..., PortAllocator], host: str) -> None:
+    """What cannot be shown is no host's name: it is refused by its key, and nothing is written."""
+    ports = managers()
+    with pytest.raises(ConfigurationError, match=r"^host: ") as no:
+        ports.acquire("r", host=host)
+    assert str(no.value).isprintable()
+    assert [] == server.client.keys("clusterports:1:{*")
 
 
 # -------------------------------------------------------------------- versions
@@ -399,7 +574,7 @@ async def test_heartbeat_dies(server: servers.ServerStore, kind: str, monkeypatc
         backend=backend, ttl=0.6, host="h", ranges=[RANGE], probe=False, on_jeopardy=jeopardy, on_lost=lost
     )
     held = await result(ports.acquire("r"))
-    assert [[held]] == await jeopardy.wait()
+    assert [held] == (await jeopardy.wait())[0]
     assert "clusterports-callbacks" == jeopardy.threads[0]
     assert [] == kills
     await eventually(True, lambda: held.valid)

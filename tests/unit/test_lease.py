@@ -220,3 +220,16 @@ def test_repr_tells_the_state(lease: HostLease, clock: Clock) -> None:
     assert "<HeldPort 10809/tcp on 'a' range='backup' fence=99 valid>" == repr(port)
     clock.now = SENT + 9.0
     assert repr(port).endswith(" not valid>")
+
+
+def test_opened_anew(lease: HostLease, clock: Clock) -> None:
+    """A lease that the store had lost makes nothing valid before the claims are answered: others may have the ports."""
+    port = hold(lease)
+    clock.now = SENT + 9.5
+    assert lease.overdue(clock.now)
+    lease.moved(Holder("manager", 17, 17), "token", SENT + 9.4)
+    assert (False, "jeopardy") == (port.valid, lease.state)
+    lease.renewed(lease.renewal(), SENT + 9.5)
+    assert (False, SENT + 9.0) == (port.valid, lease.until)
+    lease.claimed()
+    assert (True, "live", SENT + 18.5) == (port.valid, lease.state, lease.until)

@@ -2565,11 +2565,25 @@ class TestLostData:
         assert world.space.empty()
 
     def test_time_steps(self, server: World) -> None:
-        """A step of the store's time neither prolongs a recovery nor, back, ends it."""
+        """A step of the store's time does not end a recovery; neither does a silence, of which a third of a TTL counts."""
         server.open(knew=START + 2 * DAY)
         server.silence(-DAY)
         assert TTL == server.view().recovering
-        server.silence(DAY)
+        server.now += DAY
+        assert TTL - TTL // 3 == server.view().recovering
+        assert Recovering(TTL - TTL // 3) == server.preview(ask())
+        server.visit()
+        assert TTL - TTL // 3 == server.view().recovering
+        server.now += TTL // 3
+        assert TTL - 2 * (TTL // 3) == server.view().recovering
+
+    def test_silence_of_those_who_are_gone(self, server: World) -> None:
+        """Where no lease is live, nobody is waited for longer than the time that was set."""
+        server.open(knew=START + 2 * DAY)
+        server.silence(MINUTE)
+        server.silence(MINUTE)
+        assert 0 < server.view().recovering
+        server.silence(MINUTE)
         assert 0 == server.view().recovering
 
     def test_doubt(self, world: World) -> None:

@@ -1,4 +1,4 @@
--- flags: none
+-- flags: allow-oom
 -- parts: clock space time
 -- reads: 'schema'
 -- Open the lease of an instance, answer it again to the same process, or take it over.

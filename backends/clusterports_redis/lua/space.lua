@@ -62,9 +62,18 @@ local function rare(clock, min_ttl, next_due)
     return tonumber(asked) < tonumber(incarnation) and 'superseded' or 'unknown'  -- unknown: the takeover was lost
   end
 
-  -- Until then nothing is given out; nil when there is no such time, or it is over.
-  function self.recovers()
+  -- Until then nothing is given out; nil when there is no such time, or it is over. before: the clock at the last visit,
+  -- where this one is not done yet: of a silence only a third of a TTL counts.
+  function self.recovers(before)
     local till = tonumber(call('HGET', STATE, 'recover') or 0)
+    if before and before < till then
+      local least
+      for _, name in ipairs(call('ZRANGE', PORTS, '[lease/', '(lease0', 'BYLEX')) do
+        local lease = self.lease(call('HGET', STATE, name))
+        if lease and lease.expires > before and not (least and least < lease.ttl) then least = lease.ttl end
+      end
+      if least and (clock - before) * 3 > least then till = till + clock - before - math.floor(least / 3) end
+    end
     return clock < till and till or nil
   end
 
@@ -431,6 +440,8 @@ local function rare(clock, min_ttl, next_due)
   -- The part of a visit that is seldom needed. Returns whether more is due.
   function self.visit(before, gap)
     self.check_types()
+    self.recovering = self.recovers(before)
+    if self.recovering then call('HSET', STATE, 'recover', self.recovering) end
     if self.min_ttl > 0 and gap * 3 > self.min_ttl then self.grace(before, gap) end
     local backlog = self.reclaim()
     local first = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
@@ -441,7 +452,6 @@ local function rare(clock, min_ttl, next_due)
       self.wake()
       self.changed = false
     end
-    self.recovering = self.recovers()
     if self.recovering then self.next_due = 0 end
     call('HSET', STATE, 'min_ttl', self.min_ttl, 'next', self.next_due)
     return backlog
