@@ -97,6 +97,8 @@ class HostLease:
         self._heard: set[int] = set()
         self.forced: set[int] = set()  # fences of ports taken from us by force that we did not know yet
         self.amiss: Amiss = ""
+        self.doubts = 0
+        self.highest = holder.incarnation  # of the fences that we know of
         self._claiming = False  # opened anew: until our claims are answered, others may have our ports
         self._confirmed = sent_at  # when the last renewal was sent that succeeded
         self._strays: dict[int, tuple[Port, int]] = {}  # by fence, with the last request when it was seen
@@ -111,7 +113,7 @@ class HostLease:
             floor = number if len(self._open) == 1 else min(self._open)
             if self._abandoned:
                 floor = min(floor, *self._abandoned)
-            return Request(number, floor)
+            return Request(number, floor, self.highest)
 
     def settle(self, number: int) -> None:
         """Its outcome is known."""
@@ -159,21 +161,30 @@ class HostLease:
         """
         with self._lock:
             self.holder, self.token = holder, token
+            self.highest = max(self.highest, holder.incarnation)
             self._left.clear()
             self._heard.clear()
             self._strays.clear()
             self._claiming, self._confirmed = True, sent_at
+            self.amiss = "doubt"
 
-    def claimed(self) -> None:
-        """The store knows of all that we hold, and we of all that others were given."""
+    def suspect(self, what: Amiss) -> None:
+        """The store may have lost something of it, or all."""
         with self._lock:
+            self.doubts += 1
+            if self.amiss != "gone":
+                self.amiss = what
+
+    def claimed(self, doubts: int) -> None:
+        """The store knows of all that we hold, and we of all that others were given; unless there was another doubt
+        after the first so many.
+        """
+        with self._lock:
+            if self.doubts == doubts:
+                self.amiss = ""
             if self._claiming:
                 self._claiming = False
                 self._prolong()
-
-    def knew(self) -> int:
-        """The highest fence that we know of."""
-        return max(self.holder.incarnation, *self.ports, 0)
 
     def seen(self, listed: Mapping[int, Port]) -> None:
         """The store has these under the lease. Those that are not ours are strays, unless a request is on its way that
@@ -202,7 +213,7 @@ class HostLease:
             left, heard = sorted(self._left)[:ABANDONED_AT_ONCE], sorted(self._heard)[:ABANDONED_AT_ONCE]
             sure = not (self._open or abandoned or heard or self.unreleased or self._strays)
             held = len(self.ports) if sure else -1
-            return Renewal(self.space, self.holder, floor, tuple(told), tuple(left), tuple(heard), held)
+            return Renewal(self.space, self.holder, floor, tuple(told), tuple(left), tuple(heard), held, self.highest)
 
     # ---------------------------------------------------------------- time
 

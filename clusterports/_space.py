@@ -28,6 +28,7 @@ than the third by which it is one: the holders may have been kept away.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from .abc import (
@@ -68,6 +69,9 @@ STEP: Final = 64
 GRAIN: Final = 1_000
 """Time moves in steps of a millisecond at least: a shorter one is left for the next visit."""
 
+TRACES: Final = 64
+"""So many of the leases that ended last are remembered."""
+
 MAX_GAP: Final = 3_600_000_000
 """The most that one visit moves the lease clock of a store that can be away; no TTL may be longer."""
 
@@ -86,6 +90,7 @@ _OVER: Final[dict[Protocol4, tuple[Protocol4, ...]]] = {
 _GONE: Final = Gone("expired")
 _SUPERSEDED: Final = Gone("superseded")
 _UNKNOWN: Final = Gone("unknown")
+_FORGOTTEN: Final = Gone("expired", forgotten=True)
 
 
 class _Lease:
@@ -171,6 +176,7 @@ class Space:
         self._clock = 0
         self._fence = 0
         self._born = 0
+        self._ended: deque[int] = deque(maxlen=TRACES)  # leases
         self._recovering = 0  # until then on the lease clock nothing is given out
         self._leases: dict[int, _Lease] = {}
         self._names: dict[str, int] = {}
@@ -194,10 +200,7 @@ class Space:
         if fresh:
             self._seen = now
         self._visit(now)
-        if knew > self._fence:
-            self._fence = knew
-            self._recovering = max(self._recovering, self._clock + ttl)
-        elif 0 < knew < self._born:
+        if not self._behind(knew, ttl) and 0 < knew < self._born:
             self._recovering = max(self._recovering, ttl)  # the lease clock began with the space
         lease = self._leases.get(self._names.get(instance, 0))
         if lease is None or lease.expires <= self._clock:
@@ -232,6 +235,7 @@ class Space:
             return Stale(number)
         if number < lease.floor:
             return Stale(number)
+        self._behind(request.knew, lease.ttl)
         if self._clock < self._recovering:
             lease.settle(request.floor)
             lease.done[number] = None
@@ -297,7 +301,7 @@ class Space:
         if claim.port in lease.revoked:  # it was not lost
             return False
         for port in in_the_way.values():
-            if port.fence > fence:
+            if port.fence > fence and port.state != "foreign":  # such a mark may be of this very holder's job
                 return True
             # Two may have the same fence when the store lost one of them, and its time went back.
             if port.fence == fence and port.state == "held" and port.lease.instance != lease.instance:
@@ -335,7 +339,7 @@ class Space:
                 del lease.revoked[port]
         lease.settle(renewal.floor)
         self._prolong(lease)
-        doubt = renewal.ports not in (-1, len(lease.ports))
+        doubt = self._behind(renewal.knew, lease.ttl) or renewal.ports not in (-1, len(lease.ports))
         return Renewed(backlog, tuple(lease.revoked), doubt)
 
     def release(self, now: int, holder: Holder, ports: Iterable[Port]) -> Released | Gone:
@@ -485,6 +489,14 @@ class Space:
             if gap * 3 > lease.ttl and self._clock < lease.expires == lease.nominal and self._may_wait(lease.id)
         ]
 
+    def _behind(self, knew: int, ttl: int) -> bool:
+        """Whether the counter has not come to a fence that it gave. It goes on from there, and the space recovers."""
+        if knew <= self._fence:
+            return False
+        self._fence = knew
+        self._recovering = max(self._recovering, self._clock + ttl)
+        return True
+
     def _recovering_at(self, now: int) -> int:
         """The end of the recovery, if somebody visited now."""
         if self._clock < self._recovering:
@@ -569,6 +581,7 @@ class Space:
 
     def _drop(self, lease: _Lease) -> None:
         del self._leases[lease.id], self._due[f"lease/{lease.id}"]
+        self._ended.append(lease.id)
         if self._names.get(lease.instance) == lease.id:  # a newer one may have come, and gone, meanwhile
             del self._names[lease.instance]
         for ticket in [ticket for ticket, (other, _) in self._queue.items() if other is lease]:
@@ -706,8 +719,8 @@ class Space:
 
     def _live(self, holder: Holder) -> _Lease | Gone:
         lease = self._leases.get(holder.lease)
-        if lease is None and not self._born <= holder.lease <= self._fence:
-            return _UNKNOWN
+        if lease is None and holder.lease not in self._ended:
+            return _FORGOTTEN if self._born <= holder.lease <= self._fence else _UNKNOWN
         if lease is None or lease.expires <= self._clock:
             return _GONE
         if lease.incarnation == holder.incarnation:

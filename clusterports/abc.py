@@ -88,11 +88,13 @@ class Request(NamedTuple):
     """The identity of one logical acquire within an incarnation (S4, S5).
 
     ``number`` counts up from 1. ``floor`` is the lowest number whose outcome the caller does not know yet:
-    everything below is settled, its record can be dropped, and if it arrives once more it is stale.
+    everything below is settled, its record can be dropped, and if it arrives once more it is stale. ``knew``: a fence
+    of this space that the caller knows of; if the space has not come to it, it lost what it knew, and is `Recovering`.
     """
 
     number: int
     floor: int
+    knew: int = 0
 
 
 class Ask(NamedTuple):
@@ -158,7 +160,7 @@ class Claim(NamedTuple):
 class Renewal(NamedTuple):
     """One heartbeat for one space. ``abandoned``: requests whose outcome the caller never learned. ``left``: tickets
     that it has no use for any more. ``heard``: fences of ports that `Renewed.revoked` told it of. ``ports``: how many
-    it holds, if it is sure; else -1.
+    it holds, if it is sure; else -1. ``knew``: as in `Request`.
     """
 
     space: str
@@ -168,6 +170,7 @@ class Renewal(NamedTuple):
     left: tuple[int, ...] = ()
     heard: tuple[int, ...] = ()
     ports: int = -1
+    knew: int = 0
 
 
 class Opened(NamedTuple):
@@ -233,7 +236,8 @@ class Renewed(NamedTuple):
     """The lease runs for another full TTL. ``backlog``: the space has more to reclaim now. ``revoked``: ports that were
     taken from the lease by force, or claimed by one with a higher fence; told with every heartbeat until the holder has
     `Renewal.heard` of them. ``doubt``: the lease may not hold what the caller thinks. It has another number of
-    ports than `Renewal.ports`, or the store was restarted, or another took over, since the caller's last heartbeat.
+    ports than `Renewal.ports`; or the space has not come to `Renewal.knew`; or the store was restarted, or another took
+    over, since the caller's last heartbeat.
     """
 
     backlog: bool
@@ -271,11 +275,13 @@ class Reclaimed(NamedTuple):
 class Gone(NamedTuple):
     """There is no such lease. ``reason``: it expired; or was taken over by a newer incarnation; or it is one that this
     space has not given, so the store lost what it knew. ``doubt``: it may have lost it in any case: it was restarted,
-    or another took over, since the caller's last heartbeat.
+    or another took over, since the caller's last heartbeat. ``forgotten``: there is no trace of it; a lease that ended
+    not long ago leaves one.
     """
 
     reason: Literal["expired", "superseded", "unknown"]
     doubt: bool = False
+    forgotten: bool = False
 
 
 class Stale(NamedTuple):

@@ -127,7 +127,9 @@ def acquire_args(holder: Holder, request: Request, asks: Sequence[Ask], wait: Wa
     if wait is not None:
         count = f"1 {wait.window} {wait.ticket} {wait.keep:d}"
     args: list[Any] = [holder.lease, holder.incarnation, request.number, request.floor, count]
-    return _add_asks(args, holder.instance, asks)
+    _add_asks(args, holder.instance, asks)
+    args.append(request.knew)
+    return args
 
 
 def preview_args(asks: Sequence[Ask]) -> list[Any]:
@@ -178,6 +180,8 @@ def renew_args(renewal: Renewal) -> list[Any]:
         args += [*(f"w{ticket}" for ticket in renewal.left), *(f"f{fence}" for fence in renewal.heard)]
     if renewal.ports >= 0:
         args.append(f"n{renewal.ports}")
+    if renewal.knew:
+        args.append(f"k{renewal.knew}")
     return args
 
 
@@ -308,7 +312,7 @@ _REPLIES: Final = {
     "QUEUED": lambda reply: Queued(int(reply[1]), bool(reply[2]), int(reply[3])),
     "PREVIEW": _preview,
     "MARKED": lambda reply: Marked(int(reply[1])),
-    "GONE": lambda reply: Gone(reply[1]),
+    "GONE": lambda reply: Gone(reply[1], forgotten=bool(reply[2])),
     "STALE": lambda reply: Stale(int(reply[1])),
     "OPENED": lambda reply: Opened(int(reply[1]), int(reply[2]), int(reply[3])),
     "OCCUPIED": lambda reply: Occupied(int(reply[1]), reply[2]),

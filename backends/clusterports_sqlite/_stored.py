@@ -29,6 +29,7 @@ TABLES: Final = """
 CREATE TABLE space (
     name TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, seen INTEGER NOT NULL,
     clock INTEGER NOT NULL, fence INTEGER NOT NULL, born INTEGER NOT NULL, recovering INTEGER NOT NULL,
+    ended TEXT NOT NULL,
     wakes INTEGER NOT NULL,
     leases INTEGER NOT NULL, ports INTEGER NOT NULL, places INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -216,7 +217,8 @@ class StoredSpace(Space):
         changed = self._save_leases(db, ids) | self._save_ports(db, ports) | self._save_places(db, places)
         last = [(name, range, self._last[range]) for range in touched.last]
         changed |= _write(db, "last", '"range"', last, [])
-        row = (self._seen, self._clock, self._fence, self._born, self._recovering)
+        ended = json.dumps(list(self._ended)) if self._ended else "[]"
+        row = (self._seen, self._clock, self._fence, self._born, self._recovering, ended)
         if changed or self.stirred or row != self._row:
             self._save_own(db, row, ports)
         self._clean()
@@ -234,7 +236,9 @@ class StoredSpace(Space):
             db.execute("DELETE FROM change WHERE space = ? AND version < ?", (self.name, version - LOGGED))
         db.executemany("INSERT INTO change VALUES (?,?,?)", [(self.name, version, port) for port in ports or ("",)])
         sizes = len(self._leases), len(self._ports), len(self._queue)
-        db.execute("REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?,?,?)", (self.name, version, *row, self.wakes, *sizes))
+        db.execute(
+            "REPLACE INTO space VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", (self.name, version, *row, self.wakes, *sizes)
+        )
 
     def _clean(self) -> None:
         for keys in vars(self._touched).values():
@@ -327,10 +331,15 @@ class StoredSpace(Space):
     def _restore(self, db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         before = self.version
         _, self.version, *own, self.wakes, leases, ports, places = row
-        self._seen, self._clock, self._fence, self._born, self._recovering = own
+        self._seen, self._clock, self._fence, self._born, self._recovering, ended = own
         self._row = tuple(own)
-        if not _are(int, *row[1:]) or not 0 < self._born <= self._fence:
+        numbers = (self.version, *own[:-1], self.wakes, leases, ports, places)
+        if not (_are(int, *numbers) and _are(str, ended) and 0 < self._born <= self._fence):
             raise Damaged("the row of the space")
+        self._ended.clear()
+        self._ended.extend(json.loads(ended))
+        if not _are(int, *self._ended):
+            raise Damaged("the leases that ended")
         self._restore_leases(self._select(db, "SELECT * FROM lease WHERE space = ?").fetchall())
         self._restore_ports(db, before)
         self._restore_places(self._select(db, "SELECT * FROM place WHERE space = ?").fetchall())

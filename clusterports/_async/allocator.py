@@ -73,7 +73,8 @@ logger = logging.getLogger("clusterports")
 BEATS_PER_TTL = 4
 """Heartbeats in one TTL: three in a row may fail before the lease is in jeopardy."""
 
-CLAIMED_AT_ONCE = 250
+CLAIMED_AT_ONCE = 64
+"""Ports in one claim, which is one step of the store; others wait for it."""
 
 
 class AsyncAllocation(HeldPort):
@@ -181,7 +182,7 @@ class AsyncPortAllocator:
         self._process = token_hex(8)
         self._entered = count_from(1)
         self._leases: dict[str, HostLease] = {}  # by space, as all that follow
-        self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by incarnation
+        self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by identity
         self._incarnations: dict[str, int] = {}  # the last one that we had
         self._known: dict[str, int] = {}  # the last one, also where there was nothing to come back to
         self._superseded: set[str] = set()
@@ -192,6 +193,7 @@ class AsyncPortAllocator:
         self._forks = Process.forks
         self._opening = AsyncLock()
         self._mending = AsyncLock()
+        self._turn = 0
         self._wake = AsyncEvent()
         self._heart: AsyncWorker | None = None
         self._watchdog = Watchdog(lambda: list(self._leases.values()), self._overdue)
@@ -592,7 +594,7 @@ class AsyncPortAllocator:
     async def _forfeit(self, lease: HostLease) -> None:
         """End a lease that we gave up: its jobs may still be stopping, so its ports cool."""
         await self._end(lease, quarantine=True)
-        self._forfeited.pop(lease.holder.incarnation, None)
+        self._forfeited.pop(id(lease), None)
 
     def _keep(self, lease: HostLease) -> None:
         self._leases[lease.space] = lease
@@ -664,7 +666,7 @@ class AsyncPortAllocator:
         if self._heart is not None:
             self._heart.ensure()
         if self._strict:
-            self._forfeited[lease.holder.incarnation] = lease
+            self._forfeited[id(lease)] = lease
             if self._leases.get(lease.space) is lease:
                 del self._leases[lease.space]
             if lease.ports:
@@ -679,9 +681,9 @@ class AsyncPortAllocator:
 
     async def _ours_again(self, lease: HostLease, gone: Gone) -> bool:
         """Whether a lease that the store did not know is ours all the same: it lost what it knew, and was told."""
-        if gone.reason == "superseded" or lease.lost():
+        if lease.lost():
             return False
-        await self._renew([lease])
+        await self._renew([lease])  # under the name that it has now: it may have been opened anew since we asked
         await self._mend(lease)
         return not lease.lost()
 
@@ -692,16 +694,15 @@ class AsyncPortAllocator:
                 return
             if lease.amiss == "gone":
                 try:
-                    _, holder, token, sent_at = await self._take_lease(lease.space, lease.knew())
+                    _, holder, token, sent_at = await self._take_lease(lease.space, lease.highest)
                 except LeaseLost:
                     self._gone(lease, Gone("superseded"))
                     return
                 lease.moved(holder, token, sent_at)
-                lease.amiss = "doubt"
                 logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
+            doubts = lease.doubts
             if lease.amiss == "doubt" and await self._compare(lease, until):
-                lease.amiss = ""
-                lease.claimed()
+                lease.claimed(doubts)
                 self._watchdog.start()  # it may have a deadline again
 
     async def _compare(self, lease: HostLease, until: float) -> bool:
@@ -709,7 +710,7 @@ class AsyncPortAllocator:
         before = dict(lease.ports)
         listed = await self._listed(lease)
         if listed is None:
-            lease.amiss = "gone"
+            lease.suspect("gone")
             return False
         known = {port.fence: Port(port.number, port.protocol, port.fence) for port in listed}
         lease.seen(known)
@@ -738,7 +739,7 @@ class AsyncPortAllocator:
             raise
         lease.settle(request.number)
         if isinstance(reply, Gone):
-            lease.amiss = "gone"
+            lease.suspect("gone")
             return False
         refused = {port.fence for port in reply.refused}
         for port, claim in zip(ports, claims, strict=True):
@@ -845,6 +846,7 @@ class AsyncPortAllocator:
             allocation._allocator = self
             given.append(allocation)
             lease.ports[port.fence] = allocation
+            lease.highest = max(lease.highest, port.fence)
             if lease.forced:
                 lease.took(port.fence)
 
@@ -897,13 +899,20 @@ class AsyncPortAllocator:
             pause = max(0.0, started + interval - monotonic()) if healthy else min(interval, self.ttl / 20)
 
     async def _mend_all(self, until: float) -> None:
-        """As many as there is time for, and one in any case; the rest follows the next heartbeat, which comes soon."""
-        for lease in list(self._leases.values()):
-            if lease.amiss:
+        """As many as there is time for, and one in any case; the rest follows the next heartbeat, which comes soon. One
+        that cannot be mended must not keep the others from it.
+        """
+        amiss = [lease for lease in self._leases.values() if lease.amiss]
+        self._turn += 1
+        first = self._turn % max(1, len(amiss))
+        for lease in [*amiss[first:], *amiss[:first]]:
+            try:
                 await self._mend(lease, until)
-                if monotonic() >= until:
-                    self._wake.set()
-                    return
+            except BackendError as error:
+                logger.warning("what the store lost %s is not made good yet: %s", where(lease.space), error)
+            if monotonic() >= until:
+                self._wake.set()
+                return
 
     async def _renew_all(self) -> bool:
         healthy = await self._renew(list(self._leases.values()))
@@ -923,7 +932,7 @@ class AsyncPortAllocator:
                 if outcome.revoked:
                     self._revoke(lease, outcome.revoked)
                 if outcome.doubt:
-                    lease.amiss = lease.amiss or "doubt"
+                    lease.suspect("doubt")
                 lease.give_back_strays()
                 if lease.renewal().abandoned:  # more than one heartbeat may undo
                     self._wake.set()
@@ -932,8 +941,8 @@ class AsyncPortAllocator:
                 if renewal.holder != lease.holder:  # it was opened anew meanwhile
                     continue
                 # Doubt is told once; until the lease was mended, it stands.
-                if outcome.reason == "unknown" or (outcome.reason == "expired" and (outcome.doubt or lease.amiss)):
-                    lease.amiss = "gone"
+                if outcome.reason == "unknown" or (outcome.forgotten and (outcome.doubt or lease.amiss)):
+                    lease.suspect("gone")
                 else:
                     self._gone(lease, outcome)
             else:

@@ -75,7 +75,8 @@ logger = logging.getLogger("clusterports")
 BEATS_PER_TTL = 4
 """Heartbeats in one TTL: three in a row may fail before the lease is in jeopardy."""
 
-CLAIMED_AT_ONCE = 250
+CLAIMED_AT_ONCE = 64
+"""Ports in one claim, which is one step of the store; others wait for it."""
 
 
 class Allocation(HeldPort):
@@ -183,7 +184,7 @@ class PortAllocator:
         self._process = token_hex(8)
         self._entered = count_from(1)
         self._leases: dict[str, HostLease] = {}  # by space, as all that follow
-        self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by incarnation
+        self._forfeited: dict[int, HostLease] = {}  # given up by us, not yet ended in the store; by identity
         self._incarnations: dict[str, int] = {}  # the last one that we had
         self._known: dict[str, int] = {}  # the last one, also where there was nothing to come back to
         self._superseded: set[str] = set()
@@ -194,6 +195,7 @@ class PortAllocator:
         self._forks = Process.forks
         self._opening = Lock()
         self._mending = Lock()
+        self._turn = 0
         self._wake = Event()
         self._heart: Worker | None = None
         self._watchdog = Watchdog(lambda: list(self._leases.values()), self._overdue)
@@ -592,7 +594,7 @@ class PortAllocator:
     def _forfeit(self, lease: HostLease) -> None:
         """End a lease that we gave up: its jobs may still be stopping, so its ports cool."""
         self._end(lease, quarantine=True)
-        self._forfeited.pop(lease.holder.incarnation, None)
+        self._forfeited.pop(id(lease), None)
 
     def _keep(self, lease: HostLease) -> None:
         self._leases[lease.space] = lease
@@ -662,7 +664,7 @@ class PortAllocator:
         if self._heart is not None:
             self._heart.ensure()
         if self._strict:
-            self._forfeited[lease.holder.incarnation] = lease
+            self._forfeited[id(lease)] = lease
             if self._leases.get(lease.space) is lease:
                 del self._leases[lease.space]
             if lease.ports:
@@ -677,9 +679,9 @@ class PortAllocator:
 
     def _ours_again(self, lease: HostLease, gone: Gone) -> bool:
         """Whether a lease that the store did not know is ours all the same: it lost what it knew, and was told."""
-        if gone.reason == "superseded" or lease.lost():
+        if lease.lost():
             return False
-        self._renew([lease])
+        self._renew([lease])  # under the name that it has now: it may have been opened anew since we asked
         self._mend(lease)
         return not lease.lost()
 
@@ -690,16 +692,15 @@ class PortAllocator:
                 return
             if lease.amiss == "gone":
                 try:
-                    _, holder, token, sent_at = self._take_lease(lease.space, lease.knew())
+                    _, holder, token, sent_at = self._take_lease(lease.space, lease.highest)
                 except LeaseLost:
                     self._gone(lease, Gone("superseded"))
                     return
                 lease.moved(holder, token, sent_at)
-                lease.amiss = "doubt"
                 logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
+            doubts = lease.doubts
             if lease.amiss == "doubt" and self._compare(lease, until):
-                lease.amiss = ""
-                lease.claimed()
+                lease.claimed(doubts)
                 self._watchdog.start()  # it may have a deadline again
 
     def _compare(self, lease: HostLease, until: float) -> bool:
@@ -707,7 +708,7 @@ class PortAllocator:
         before = dict(lease.ports)
         listed = self._listed(lease)
         if listed is None:
-            lease.amiss = "gone"
+            lease.suspect("gone")
             return False
         known = {port.fence: Port(port.number, port.protocol, port.fence) for port in listed}
         lease.seen(known)
@@ -736,7 +737,7 @@ class PortAllocator:
             raise
         lease.settle(request.number)
         if isinstance(reply, Gone):
-            lease.amiss = "gone"
+            lease.suspect("gone")
             return False
         refused = {port.fence for port in reply.refused}
         for port, claim in zip(ports, claims, strict=True):
@@ -843,6 +844,7 @@ class PortAllocator:
             allocation._allocator = self
             given.append(allocation)
             lease.ports[port.fence] = allocation
+            lease.highest = max(lease.highest, port.fence)
             if lease.forced:
                 lease.took(port.fence)
 
@@ -895,13 +897,20 @@ class PortAllocator:
             pause = max(0.0, started + interval - monotonic()) if healthy else min(interval, self.ttl / 20)
 
     def _mend_all(self, until: float) -> None:
-        """As many as there is time for, and one in any case; the rest follows the next heartbeat, which comes soon."""
-        for lease in list(self._leases.values()):
-            if lease.amiss:
+        """As many as there is time for, and one in any case; the rest follows the next heartbeat, which comes soon. One
+        that cannot be mended must not keep the others from it.
+        """
+        amiss = [lease for lease in self._leases.values() if lease.amiss]
+        self._turn += 1
+        first = self._turn % max(1, len(amiss))
+        for lease in [*amiss[first:], *amiss[:first]]:
+            try:
                 self._mend(lease, until)
-                if monotonic() >= until:
-                    self._wake.set()
-                    return
+            except BackendError as error:
+                logger.warning("what the store lost %s is not made good yet: %s", where(lease.space), error)
+            if monotonic() >= until:
+                self._wake.set()
+                return
 
     def _renew_all(self) -> bool:
         healthy = self._renew(list(self._leases.values()))
@@ -921,7 +930,7 @@ class PortAllocator:
                 if outcome.revoked:
                     self._revoke(lease, outcome.revoked)
                 if outcome.doubt:
-                    lease.amiss = lease.amiss or "doubt"
+                    lease.suspect("doubt")
                 lease.give_back_strays()
                 if lease.renewal().abandoned:  # more than one heartbeat may undo
                     self._wake.set()
@@ -930,8 +939,8 @@ class PortAllocator:
                 if renewal.holder != lease.holder:  # it was opened anew meanwhile
                     continue
                 # Doubt is told once; until the lease was mended, it stands.
-                if outcome.reason == "unknown" or (outcome.reason == "expired" and (outcome.doubt or lease.amiss)):
-                    lease.amiss = "gone"
+                if outcome.reason == "unknown" or (outcome.forgotten and (outcome.doubt or lease.amiss)):
+                    lease.suspect("gone")
                 else:
                     self._gone(lease, outcome)
             else:

@@ -217,8 +217,8 @@ def test_evicted(own_server: tuple[str, int], policy: str) -> None:
         assert ("error", True) == eviction(url, policy)
         until(lambda: left() < 5, what="a key that is evicted")
         for _ in range(5):
-            with suppress(BackendError):
-                assert other.acquire("r").number not in relied
+            with suppress(BackendError), other.acquire("r") as port:
+                assert port.number not in relied
         until(lambda: not left(), what="all keys evicted")
         client.config_set("maxmemory", 0)
         client.delete(*fillers)

@@ -152,12 +152,16 @@ def generate(seed: int, steps: int) -> list[Step]:
         knew = rng.choice("0" * 60 + "kkklllbm")
         return [("open", number(), number(), rng.randrange(3), rng.choice("001"), rng.choice("nnps"), knew)]
 
+    def floor() -> str:
+        """An older one, or the latest; with the latest fence as what is known (l), or one that is lost (m)."""
+        return rng.choice("a" * 150 + "t" * 48 + "l" * 25 + "m")
+
     def place() -> tuple[int, str, int]:
         """Window, whose ticket, which."""
         return rng.choice(WINDOWS), rng.choice("nnooooxfw"), number()
 
     def acquire(asked: tuple[Ask, ...], wait: tuple[int, str, int] | None = None) -> list[Step]:
-        return [("acquire", number(), rng.choice("nnnnnnrrf"), number(), rng.choice("aaat"), asked, wait)]
+        return [("acquire", number(), rng.choice("nnnnnnrrf"), number(), floor(), asked, wait)]
 
     def one_acquire() -> list[Step]:
         asked = asks()
@@ -244,7 +248,7 @@ def generate(seed: int, steps: int) -> list[Step]:
         return [*made[:at], *newcomer, ("preview", 1, (asked, all_three)), *made[at:]]
 
     def renewal() -> tuple[int, str, tuple[int, ...], str]:
-        return number(), rng.choice("aaat"), some(2), rng.choice("--=!")
+        return number(), floor(), some(2), rng.choice("--=!")
 
     def claim(by: int, number: int) -> list[Step]:
         """Ports of its own instance, of anybody, of those in use now, or many that nobody ever had."""
@@ -630,8 +634,9 @@ class Player:
             index, asks, ticket = self.ticket(index, asks, whose, ticket)
             wait = Wait(window, ticket, keep=older % 5 == 1)
         space, proof = self.holders[index]
-        number, lowest = self.request(proof, which, older, floor)
-        yield "acquire", (space, proof, Request(number, lowest), asks, wait), {}
+        known = self.knew(space, proof.instance, floor)
+        number, lowest = self.request(proof, which, older, "t" if floor == "t" else "a")
+        yield "acquire", (space, proof, Request(number, lowest, known), asks, wait), {}
 
     def ticket(self, index: int, asks: tuple[Ask, ...], whose: str, number: int) -> tuple[int, tuple[Ask, ...], int]:
         """Who comes with which ticket for what: mostly the one that has it, for the same as before."""
@@ -699,7 +704,7 @@ class Player:
             if (index := self.pick(holder)) is not None:
                 space, proof = self.holders[index]
                 last = self.numbers.get(proof, 0)
-                lowest = max(1, last - 3) if floor == "a" else last + 1
+                lowest = max(1, last - 3) if floor != "t" else last + 1
                 gone = tuple(max(1, last + 1 - number % 5) for number in abandoned)
                 tickets = [ticket for _, ticket, _ in self.tickets[-4:]]
                 left = tuple(ticket for ticket in tickets if (ticket + holder) % 7 == 0)
@@ -707,7 +712,8 @@ class Player:
                 lease = self.modelled.space(space)._leases.get(proof.lease)
                 count = len(lease.ports) if lease is not None else 0
                 ports = {"=": count, "!": max(0, count - 1 + holder % 3)}.get("".join(sure), -1)
-                renewals.append(Renewal(space, proof, lowest, gone, left, heard, ports))
+                known = self.knew(space, proof.instance, floor)
+                renewals.append(Renewal(space, proof, lowest, gone, left, heard, ports, known))
         yield "renew", (renewals,), {}
 
     def close(self, holder: int, quarantine: bool, times: int) -> Any:
@@ -789,6 +795,7 @@ class Player:
             for id, told in ((id, lease.revoked) for id, lease in model._leases.items())
             if told
         }
+        plain |= {"ended": ";".join(map(str, model._ended))} if model._ended else {}
         plain |= {f"wait/{ticket:016d}": _place(lease.id, ask) for ticket, (lease, ask) in model._queue.items()}
         rest = {name: value for name, value in fields.items() if name not in {*done, *leases, *ports}}
         assert plain == rest, f"fields: {plain} != {rest}"
@@ -802,8 +809,8 @@ def _kind(reply: Any) -> str:
             return f"Full {' '.join(str(word) for word in words if word is not False)}"
         case Queued(_, first, due_in):
             return f"Queued {'first' if first else 'behind'} {'now' if due_in <= 0 else ''}".rstrip()
-        case Gone(reason):
-            return f"Gone {reason}"
+        case Gone(reason, _, forgotten):
+            return f"Gone {reason} forgotten" if forgotten else f"Gone {reason}"
         case Renewed(doubt=True):
             return "Renewed in doubt"
         case Renewed(flag) | Reclaimed(flag) | Closed(flag):
@@ -935,7 +942,7 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
 def test_histories_reach_everything() -> None:
     """Every kind of reply occurs in the histories, so none goes uncompared."""
     seen: set[str] = set()
-    for seed in range(14):
+    for seed in range(18):
         player = Player(None)
         player.play(generate(seed, 1000))
         seen |= player.seen
@@ -957,7 +964,7 @@ def test_histories_reach_everything() -> None:
         *("Released none", "Released some", "Released to cool", "Marked none", "Marked some"),
         *(f"force {state} {done}" for state in ("held", "cooling", "foreign") for done in (True, False)),
         *("Renewed and told of one", "Renewed and told of more", "drop True", "drop False", "grace"),
-        *("Gone unknown", "no lease", "newer than lease", "Renewed in doubt", "Recovering", "preview Recovering"),
+        *("Gone unknown", "Gone expired forgotten", "no lease", "newer than lease", "Renewed in doubt", "Recovering", "preview Recovering"),
         *(f"{reply} knew {what}" for reply in ("Opened", "Occupied") for what in ("less", "more")),
         *("Claimed all", "Claimed but some", "claim again", "claim free", "claim former same", "drop recovering"),
         *(f"claim {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "same", "lower")),

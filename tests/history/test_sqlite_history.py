@@ -130,7 +130,7 @@ def inner(space: Space) -> dict[str, Any]:
         for name, port in space._ports.items()
     }
     return {
-        "times": (space._seen, space._clock, space._fence, space._born, space._recovering),
+        "times": (space._seen, space._clock, space._fence, space._born, space._recovering, list(space._ended)),
         "leases": leases,
         "answers": {id: lease.done for id, lease in space._leases.items()},
         "revoked": {id: list(lease.revoked) for id, lease in space._leases.items()},

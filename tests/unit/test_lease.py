@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SENT: Final = 1000.0
 TTL: Final = 10.0
 HOLDER: Final = Holder("manager", 7, 8)
+KNEW = HOLDER.incarnation
 
 
 class Clock:
@@ -136,26 +137,26 @@ def test_child_process(lease: HostLease, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_numbers_and_floors(lease: HostLease) -> None:
     """Requests count from 1; the floor is the lowest whose outcome is awaited."""
-    assert [Request(1, 1), Request(2, 1), Request(3, 1)] == [lease.begin() for _ in range(3)]
+    assert [Request(1, 1, KNEW), Request(2, 1, KNEW), Request(3, 1, KNEW)] == [lease.begin() for _ in range(3)]
     lease.settle(1)
-    assert Request(4, 2) == lease.begin()
+    assert Request(4, 2, KNEW) == lease.begin()
     lease.settle(3)
     lease.settle(2)
-    assert Request(5, 4) == lease.begin()
+    assert Request(5, 4, KNEW) == lease.begin()
     lease.settle(4)
     lease.settle(5)
-    assert Request(6, 6) == lease.begin()
+    assert Request(6, 6, KNEW) == lease.begin()
 
 
 def test_renewal_floor(lease: HostLease) -> None:
     """A heartbeat settles everything below what is awaited, and everything when nothing is."""
-    assert Renewal("host:a", HOLDER, 1, ports=0) == lease.renewal()
+    assert Renewal("host:a", HOLDER, 1, ports=0, knew=KNEW) == lease.renewal()
     lease.begin()
     lease.begin()
     lease.settle(1)
-    assert Renewal("host:a", HOLDER, 2) == lease.renewal()
+    assert Renewal("host:a", HOLDER, 2, knew=KNEW) == lease.renewal()
     lease.settle(2)
-    assert Renewal("host:a", HOLDER, 3, ports=0) == lease.renewal()
+    assert Renewal("host:a", HOLDER, 3, ports=0, knew=KNEW) == lease.renewal()
 
 
 def test_abandoned_until_a_heartbeat_got_through(lease: HostLease) -> None:
@@ -165,13 +166,13 @@ def test_abandoned_until_a_heartbeat_got_through(lease: HostLease) -> None:
     lease.abandon(2)
     lease.settle(1)
     lease.settle(3)
-    assert Request(4, 2) == lease.begin()
+    assert Request(4, 2, KNEW) == lease.begin()
     first, second = lease.renewal(), lease.renewal()
     assert [(2,), (2,)] == [first.abandoned, second.abandoned]
     lease.renewed(second, SENT + 1)
     assert () == lease.renewal().abandoned
     lease.settle(4)
-    assert Request(5, 5) == lease.begin()
+    assert Request(5, 5, KNEW) == lease.begin()
 
 
 def test_abandoned_while_a_heartbeat_travels(lease: HostLease) -> None:
@@ -182,7 +183,7 @@ def test_abandoned_while_a_heartbeat_travels(lease: HostLease) -> None:
     renewal = lease.renewal()
     lease.abandon(2)
     lease.renewed(renewal, SENT + 1)
-    assert Renewal("host:a", HOLDER, 3, (2,)) == lease.renewal()
+    assert Renewal("host:a", HOLDER, 3, (2,), knew=KNEW) == lease.renewal()
 
 
 def test_many_abandoned(lease: HostLease) -> None:
@@ -231,5 +232,5 @@ def test_opened_anew(lease: HostLease, clock: Clock) -> None:
     assert (False, "jeopardy") == (port.valid, lease.state)
     lease.renewed(lease.renewal(), SENT + 9.5)
     assert (False, SENT + 9.0) == (port.valid, lease.until)
-    lease.claimed()
+    lease.claimed(lease.doubts)
     assert (True, "live", SENT + 18.5) == (port.valid, lease.state, lease.until)

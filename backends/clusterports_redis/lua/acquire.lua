@@ -4,8 +4,9 @@
 -- Give all of the asks or nothing.
 -- KEYS  see space.lua, and pick.lua
 -- ARGV  1 lease id  2 incarnation  3 request number  4 request floor
---       5 number of asks, or for one that may wait: 1, window, ticket, and 1 to keep the place; then the asks, see pick.lua
--- Returns {'GRANTED', 'since first-fence port port ...'} with consecutive fences, {'STALE', number}, {'GONE', reason},
+--       5 number of asks, or for one that may wait: 1, window, ticket, and 1 to keep the place; then the asks, see pick.lua;
+--       last a fence that the caller knows of
+-- Returns {'GRANTED', 'since first-fence port port ...'} with consecutive fences, {'STALE', number}, {'GONE', reason, 1 when there is no trace of it},
 --         {'QUEUED', ticket, first, due in}, {'RECOVERING', for how long},
 --         {'FULL', index of the ask, why, backlog, clock, now, port, record} where the last two are of an explicit port
 local done = s[8] or rare().damaged('done/' .. id)
@@ -29,6 +30,14 @@ if floor > highest and floor >= settled then
 else
   done = rare().settle(done, floor, number)
 end
+local knew = tonumber(ARGV[#ARGV])
+if knew > fence then
+  space = space or rare(clock, min_ttl, next_due)
+  fence = knew
+  space.recover(clock + space.lease(record).ttl)
+  space.recovering = space.recovers()
+  call('HSET', STATE, 'fence', fence, 'next', 0)
+end
 if space and space.recovering then
   call('HSET', STATE, 'clock', clock, 'seen', seen, 'done/' .. id, done .. ';' .. ARGV[3] .. ' -')
   return {'RECOVERING', format('%.0f', space.recovering - clock)}
@@ -43,7 +52,7 @@ end
 -- One port like most: no closure, no table.
 if ARGV[10] == '' and ARGV[7] == '1' and ARGV[5] == '1' and ARGV[6] ~= 'both' and not space then
   local bits, bit = ARGV[6] == 'tcp' and KEYS[4] or KEYS[5]
-  for i = 12, #ARGV, 2 do
+  for i = 12, #ARGV - 1, 2 do
     bit = call('BITPOS', bits, 0, ARGV[i], ARGV[i + 1], 'BIT')
     if bit >= 0 then
       if bit < tonumber(ARGV[i]) then rare().damaged(ARGV[6] .. ' is missing') end

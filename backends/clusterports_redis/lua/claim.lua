@@ -6,7 +6,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 request number  4 request floor, then of each port, at most 250: port, fence,
 --       hold, note (see pick.lua), and 'owned/<tag>' where it counts against a limit, else ''
--- Returns {'CLAIMED', 'fence port;fence port ...' of those that the lease does not hold now} or {'GONE', reason}
+-- Returns {'CLAIMED', 'fence port;fence port ...' of those that the lease does not hold now} or {'GONE', reason, 1 when there is no trace of it}
 space = space or rare(clock, min_ttl, next_due)
 space.check_types()
 local done = s[8] or space.damaged('done/' .. id)

@@ -4,7 +4,7 @@
 -- Free up to STEP ports of the lease, or let them cool, then end it. To be called until nothing is left.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 'free' or 'cool'
--- Returns {'CLOSED', 1 when ports are left} or {'GONE', reason}
+-- Returns {'CLOSED', 1 when ports are left} or {'GONE', reason, 1 when there is no trace of it}
 space = space or rare(clock, min_ttl, next_due)
 space.check_types()
 local names = space.names(id, space.held_by(id, space.STEP))

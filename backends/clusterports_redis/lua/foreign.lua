@@ -4,7 +4,7 @@
 -- Turn ports that the lease holds with these very fences into foreign ones; those beyond the most become free.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 range  4 duration  5 the most of this range  6 note, then port and fence of each
--- Returns {'MARKED', count} or {'GONE', reason}
+-- Returns {'MARKED', count} or {'GONE', reason, 1 when there is no trace of it}
 space = space or rare(clock, min_ttl, next_due)
 space.check_types()
 local range, till, most, note = ARGV[3], clock + ARGV[4], tonumber(ARGV[5]), ARGV[6]

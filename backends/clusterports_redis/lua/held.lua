@@ -5,14 +5,14 @@
 -- may yet be given time to renew.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 the port after which to begin, or ''  4 the most to return
--- Returns {'HELD', clock, now, port, record, port, record, ...} or {'GONE', reason}
+-- Returns {'HELD', clock, now, port, record, port, record, ...} or {'GONE', reason, 1 when there is no trace of it}
 local space = rare(tonumber(s[2]), min_ttl, next_due)
 local id = ARGV[1]
-if not gap then return {'GONE', 'unknown'} end
+if not gap then return {'GONE', 'unknown', 0} end
 local lease = space.lease(s[7])
 if not lease or lease.expires <= tonumber(s[2]) or lease.incarnation ~= ARGV[2] then
   lease = lease or {}
-  return {'GONE', space.why_gone(id, ARGV[2], lease.incarnation, lease.expires, fence)}
+  return space.gone(id, ARGV[2], lease.incarnation, lease.expires, fence)
 end
 local from = ARGV[3] == '' and '[' .. id .. '/' or '(' .. id .. '/' .. ARGV[3]
 local members = call('ZRANGE', PORTS, from, '(' .. id .. '0', 'BYLEX', 'LIMIT', 0, ARGV[4])

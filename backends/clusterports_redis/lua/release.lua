@@ -5,7 +5,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation, then port and fence of each, at most 500
 -- Returns {'RELEASED', count, and if any are: 'fence port;fence port ...' of those that were taken by force} or
--- {'GONE', reason}
+-- {'GONE', reason, 1 when there is no trace of it}
 local count, revoked = 0
 local lease, its_fence, plain
 if #ARGV == 4 and not space then

@@ -4,20 +4,23 @@
 -- One heartbeat, however many ports: the lease runs for a full TTL from now. Abandoned requests are undone.
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 floor, then the numbers of abandoned requests, tickets that are left as w<ticket>,
---       the fences of ports that the holder knows to be revoked as f<fence>, and how many ports it holds as n<count>
+--       the fences of ports that the holder knows to be revoked as f<fence>, how many ports it holds as n<count>, and a
+--       fence that it knows of as k<fence>
 -- Returns {'RENEWED', backlog, 'fence port;fence port ...' of those that are revoked, or '', 1 when it holds another number}
---         or {'GONE', reason}
+--         or {'GONE', reason, 1 when there is no trace of it}
 space = space or rare(clock, min_ttl, next_due)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
 if not floor then space.damaged('done/' .. id) end
 if s[9] and string.gsub(s[9] .. ';', '%d+ %l+/%d+;', '') ~= '' then space.damaged('revoked/' .. id) end
 floor, highest = math.max(tonumber(floor), tonumber(ARGV[3])), tonumber(highest)
-local abandoned, left, heard, count = {}, {}, nil, nil
+local abandoned, left, heard, count, knew = {}, {}, nil, nil, 0
 for i = 4, #ARGV do
-  local sort, value = match(ARGV[i], '^([wfn])(%d+)$')
+  local sort, value = match(ARGV[i], '^([wfnk])(%d+)$')
   if sort == 'n' then
     count = tonumber(value)
+  elseif sort == 'k' then
+    knew = tonumber(value)
   elseif sort == 'w' then
     left[#left + 1] = value
   elseif sort == 'f' then
@@ -29,7 +32,7 @@ for i = 4, #ARGV do
   end
 end
 local kept = {format('%.0f %.0f', floor, highest)}
-if #ARGV > (count and 4 or 3) then space.check_types() end
+if next(abandoned) or #left > 0 or heard then space.check_types() end
 for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
   if abandoned[number] and match(entry, '^w') then
     left[#left + 1] = string.sub(entry, 2)
@@ -75,8 +78,13 @@ local lease = space.lease(record)
 lease.nominal = clock + lease.ttl
 lease.expires = lease.nominal
 space.put_due('lease/' .. id, lease.expires)
+local behind = knew > fence
+if behind then
+  call('HSET', STATE, 'fence', knew)
+  space.recover(clock + lease.ttl)
+end
 space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due, 'lease/' .. id, space.record(lease),
      'done/' .. id, table.concat(kept, ';'))
 local other = count and count ~= call('ZLEXCOUNT', PORTS, '[' .. id .. '/', '(' .. id .. '0')
-return {'RENEWED', backlog and 1 or 0, revoked or '', other and 1 or 0}
+return {'RENEWED', backlog and 1 or 0, revoked or '', (other or behind) and 1 or 0}

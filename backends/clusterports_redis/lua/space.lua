@@ -3,6 +3,7 @@
 -- KEYS, of every operation: 1 state (hash)  2 due (zset)  3 ports (zset, by lex)  4 tcp  5 udp (bitmaps)
 --   state  schema, clock, seen, fence
 --          born             the first fence of this space; one that is lower was given by another, which is lost
+--          ended            id;id;...: those of the last 64 leases that ended, the latest at the end
 --          recover          until then on the lease clock nothing is given out
 --          min_ttl          of live leases, 0: none; never too high
 --          next             when something is due first, on the lease clock; never too late
@@ -51,15 +52,19 @@ local function rare(clock, min_ttl, next_due)
     error('CPDAMAGED ' .. what, 0)
   end
 
-  -- Why there is no such lease: incarnation and expires are of the one that there is.
-  function self.why_gone(id, asked, incarnation, expires, fence)
+  -- Why there is no such lease, as a reply: incarnation and expires are of the one that there is.
+  function self.gone(id, asked, incarnation, expires, fence)
+    local function reply(reason, forgotten) return {'GONE', reason, forgotten and 1 or 0} end
     if not expires then
       local number = tonumber(id)
+      if string.find(';' .. (call('HGET', STATE, 'ended') or '') .. ';', ';' .. id .. ';', 1, true) then
+        return reply('expired')
+      end
       local known = number <= fence and number >= tonumber(call('HGET', STATE, 'born') or 0)
-      return known and 'expired' or 'unknown'
+      return reply(known and 'expired' or 'unknown', known)
     end
-    if tonumber(expires) <= clock then return 'expired' end
-    return tonumber(asked) < tonumber(incarnation) and 'superseded' or 'unknown'  -- unknown: the takeover was lost
+    if tonumber(expires) <= clock then return reply('expired') end
+    return reply(tonumber(asked) < tonumber(incarnation) and 'superseded' or 'unknown')  -- unknown: the takeover was lost
   end
 
   -- Until then nothing is given out; nil when there is no such time, or it is over. before: the clock at the last visit,
@@ -268,7 +273,8 @@ local function rare(clock, min_ttl, next_due)
       local other = format('%s/%05d', kind, number)
       if found[other] then
         local holder, other_fence = self.holder_of(other, found[other])
-        if tonumber(other_fence) > fence then return true end
+        -- A mark of something foreign may be of this very holder's job.
+        if tonumber(other_fence) > fence and not match(found[other], '^f') then return true end
         if other_fence == its_fence and holder and holder.instance ~= instance then return true end
         names[#names + 1], records[#names + 1] = other, found[other]
       end
@@ -372,6 +378,10 @@ local function rare(clock, min_ttl, next_due)
     call('ZREM', PORTS, 'lease/' .. id)
     call('HDEL', STATE, 'lease/' .. id, 'done/' .. id, 'revoked/' .. id)
     if call('HGET', STATE, 'name/' .. lease.instance) == id then call('HDEL', STATE, 'name/' .. lease.instance) end
+    local ended, kept = call('HGET', STATE, 'ended'), {}
+    for one in string.gmatch(ended or '', '%d+') do kept[#kept + 1] = one end
+    kept[#kept + 1] = id
+    call('HSET', STATE, 'ended', table.concat(kept, ';', math.max(1, #kept - 63)))
     local tickets = self.tickets()
     for i, place in ipairs(self.places(tickets)) do
       if place.lease == id then self.leave(tickets[i]) end
