@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_be
 
 from clusterports._space import Space
 from clusterports._text import show
-from clusterports.abc import AsyncBackend, AsyncWatch, Capability, Gone, Granted, Marked, Released, Renewal
+from clusterports.abc import AsyncBackend, AsyncWatch, Capability, Gone, Granted, Marked, Opened, Released, Renewal
 from clusterports.errors import BackendError, NotReplicated
 
 from . import _wire as wire
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
         Held,
         Holder,
         Occupied,
-        Opened,
         Port,
         PortView,
         Queued,
@@ -93,7 +92,7 @@ class AsyncRedisBackend(AsyncBackend):
         self._copies = copies
         self._patience = timeout / 4  # with copies; a connection gives up after half of the time
         self._scripts = scripts
-        self._sessions: dict[str, str] = {}  # which server answered the last heartbeat, by space
+        self._sessions: dict[tuple[str, int], str] = {}  # which server answered the last heartbeat, by space and lease
 
     @classmethod
     def connect(
@@ -136,9 +135,11 @@ class AsyncRedisBackend(AsyncBackend):
     ) -> Opened | Occupied:
         reply = await self._run("open", wire.keys(space), wire.open_args(instance, token, ttl, supersede, knew))
         await self._list(space)
-        for session in filter(None, await self._answering([space])):
-            self._sessions.setdefault(space, session)
-        return wire.reply_of(reply)  # type: ignore[no-any-return]
+        opened: Opened | Occupied = wire.reply_of(reply)
+        if isinstance(opened, Opened):
+            for session in filter(None, await self._answering([space])):
+                self._sessions.setdefault((space, opened.lease), session)
+        return opened
 
     async def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
@@ -170,10 +171,12 @@ class AsyncRedisBackend(AsyncBackend):
         """Say where another server answers than before, or the same after a restart: it may know less."""
         sessions = await self._answering([renewals[i].space for i in answered])
         for i, session in zip(answered, sessions, strict=False):
-            space = renewals[i].space
-            if session and session != self._sessions.setdefault(space, session):
-                self._sessions[space] = session
+            lease = renewals[i].space, renewals[i].holder.lease
+            if session and session != self._sessions.setdefault(lease, session):
+                self._sessions[lease] = session
                 replies[i] = replies[i]._replace(doubt=True)
+            if isinstance(replies[i], Gone):
+                self._sessions.pop(lease, None)
 
     async def _answering(self, spaces: Sequence[str]) -> list[str]:
         """Which run of which server answers for each space; nothing where it does not say."""
@@ -329,7 +332,10 @@ class AsyncRedisBackend(AsyncBackend):
             reply = await self._eval(command)
             if not isinstance(reply, BaseException):  # the same request again, which is answered again
                 script = getattr(self._scripts, command[0])
-                reply, waited = await self._link.together([("EVALSHA", script.sha, *command[1:]), wait])
+                try:
+                    reply, waited = await self._link.together([("EVALSHA", script.sha, *command[1:]), wait])
+                except Unreached as error:  # this one was not sent, but the first was carried out
+                    raise redis_errors.ConnectionError(str(error)) from error
         return [reply if isinstance(reply, BaseException) else (reply, waited)]
 
     # ---------------------------------------------------------------- running scripts

@@ -60,7 +60,7 @@ class OwnConnections:
             if path and not os.access(path, os.R_OK):
                 raise ConfigurationError(f"url: {self.where}: {name}: {show(path)} cannot be read")
 
-    async def call(self, *command: Any) -> Any:
+    async def call(self, *command: Any, **_: Any) -> Any:
         connection = await self._take()
         try:
             await connection.send_packed_command(wire.pack(connection, command), check_health=False)
@@ -244,8 +244,8 @@ class CallersClient:
         self.where = "the client that was passed in"
         self._client = client
 
-    async def call(self, *command: Any) -> Any:
-        return await self._client.execute_command(*command)
+    async def call(self, *command: Any, **how: Any) -> Any:
+        return await self._client.execute_command(*command, **how)
 
     async def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         pipe = self._client.pipeline(transaction=False)
@@ -267,7 +267,14 @@ class CallersClient:
 
     async def sessions(self, keys: Sequence[str]) -> list[str]:
         """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
-        return [await session(self)] * len(keys)
+        node_of = getattr(self._client, "get_node_from_key", None)
+        if node_of is None:
+            return [await session(self)] * len(keys)
+        found: dict[Any, str] = {}  # by node of a cluster
+        for node in map(node_of, keys):
+            if node not in found:
+                found[node] = await session(self, target_nodes=node)
+        return [found[node_of(key)] for key in keys]
 
     def servers(self) -> list[CallersClient]:
         """To each server that has data of its own."""
@@ -330,16 +337,18 @@ def _own_class(connection_class: Any) -> Any:  # async-only
     return getattr(connection, connection_class.__name__)
 
 
-async def session(link: OwnConnections | CallersClient) -> str:
-    """The run of the one server that it leads to; "" if that is not known."""
+async def session(link: OwnConnections | CallersClient, **how: Any) -> str:
+    """The run of the one server that it leads to, and of its data: one that follows another for a while has other data
+    afterwards. "" if that is not known.
+    """
     for _ in range(2):  # the first may meet a connection that has died
         try:
-            info = await link.call("INFO", "server")
+            info = await link.call("INFO", "server", "replication", **how)
         except redis_errors.ResponseError:  # a user who may not ask
             break
         except FAILURES:
             continue
-        if isinstance(info, dict):
-            return str(info.get("run_id", ""))
-        return next((line[len("run_id:") :] for line in wire.text(info).splitlines() if line.startswith("run_id:")), "")
+        if not isinstance(info, dict):
+            info = dict(line.partition(":")[::2] for line in wire.text(info).splitlines())
+        return " ".join(filter(None, (info.get("run_id"), info.get("master_replid"))))
     return ""

@@ -458,6 +458,8 @@ class AsyncPortAllocator:
         if self._heart is not None:
             await self._heart.join()
         failed: BackendError | None = None
+        if not release and self._leases:
+            await self._settle()
         for lease in [*self._leases.values(), *self._forfeited.values()]:
             try:
                 await self._leave(lease, release)
@@ -471,6 +473,15 @@ class AsyncPortAllocator:
             await self._backend.close()
         if failed is not None:
             raise failed
+
+    async def _settle(self) -> None:
+        """One more heartbeat: whoever comes after us is to find all that we hold, with a full TTL to do so."""
+        try:
+            await self._renew(list(self._leases.values()))
+            for lease in list(self._leases.values()):
+                await self._made_good(lease, float("inf"))
+        except BackendError as error:
+            logger.warning("%s; the leases are left as they are", error)
 
     async def detach(self) -> None:
         """End, but leave the leases: a process that comes back under this instance name in time finds its ports."""
@@ -690,20 +701,24 @@ class AsyncPortAllocator:
     async def _mend(self, lease: HostLease, until: float = float("inf")) -> None:
         """See that the store knows what we hold, where it may have lost it."""
         async with self._mending:
-            if self._closed or lease.state == "lost":
+            if not self._closed:
+                await self._made_good(lease, until)
+
+    async def _made_good(self, lease: HostLease, until: float) -> None:
+        if lease.lost():
+            return
+        if lease.amiss == "gone":
+            try:
+                _, holder, token, sent_at = await self._take_lease(lease.space, lease.highest)
+            except LeaseLost:
+                self._gone(lease, Gone("superseded"))
                 return
-            if lease.amiss == "gone":
-                try:
-                    _, holder, token, sent_at = await self._take_lease(lease.space, lease.highest)
-                except LeaseLost:
-                    self._gone(lease, Gone("superseded"))
-                    return
-                lease.moved(holder, token, sent_at)
-                logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
-            doubts = lease.doubts
-            if lease.amiss == "doubt" and await self._compare(lease, until):
-                lease.claimed(doubts)
-                self._watchdog.start()  # it may have a deadline again
+            lease.moved(holder, token, sent_at)
+            logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
+        doubts = lease.doubts
+        if lease.amiss == "doubt" and await self._compare(lease, until):
+            lease.claimed(doubts)
+            self._watchdog.start()  # it may have a deadline again
 
     async def _compare(self, lease: HostLease, until: float) -> bool:
         """Claim what the store lacks, and give back what it has too much. False: there is more to do."""

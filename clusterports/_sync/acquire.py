@@ -243,6 +243,10 @@ class Taking:
             clean = False
             busy = [port for port, verdict in refused if verdict.state == "busy"]
             if busy and not want.ask.explicit:
+                for (
+                    port
+                ) in busy:  # from here on they are not ours, and not to be claimed if the store seems to lack them
+                    lease.ports.pop(port.fence, None)
                 self._allocator._backend.mark_foreign(
                     lease.space,
                     lease.holder,

@@ -46,7 +46,8 @@ class Load:
     async def _work(self, index: int) -> None:
         while not self._stop:
             host = self._hosts[(index + self._rounds[index]) % len(self._hosts)]
-            port = await self._timed(self._ports.acquire, self._range, host=host)
+            # A failover may lose the last writes; then nothing is given out for a TTL, unless one waits.
+            port = await self._timed(self._ports.acquire, self._range, host=host, wait=PATIENCE)
             await self._timed(port.release)
             self._rounds[index] += 1
 
