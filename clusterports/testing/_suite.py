@@ -255,13 +255,15 @@ class _Actor:
             number = self.number = self.number + 1
         return self.store.claim(self.space, self.holder, Request(number, number), claims)
 
-    def renewal(self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = (), ports: int = -1) -> Renewal:
-        return Renewal(self.space, self.holder, floor, abandoned, heard=heard, ports=ports)
+    def renewal(
+        self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = (), ports: int = -1, knew: int = 0
+    ) -> Renewal:
+        return Renewal(self.space, self.holder, floor, abandoned, heard=heard, ports=ports, knew=knew)
 
     def renew(
-        self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = (), ports: int = -1
+        self, *abandoned: int, floor: int = 1, heard: tuple[int, ...] = (), ports: int = -1, knew: int = 0
     ) -> Renewed | Gone | BaseException:
-        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor, heard=heard, ports=ports)])
+        (outcome,) = self.store.renew([self.renewal(*abandoned, floor=floor, heard=heard, ports=ports, knew=knew)])
         return outcome
 
     def release(self, *ports: Port) -> Released | Gone:
@@ -1585,6 +1587,27 @@ class _Conformance:
         assert exact(Claimed()) == exact(one.claim(*claims))
         assert list(range(20_000, 20_250)) == numbers(world.view().ports)
         assert exact(Renewed(False)) == exact(one.renew(ports=250))
+
+    def test_knows_a_later_fence(self, world: _World) -> None:
+        """An ask or a heartbeat that knows a fence to which the space has not come shows that it lost some."""
+        one = world.open()
+        (port,) = one.take(ask(1000, 1000))
+        assert exact(Renewed(False)) == exact(one.renew(ports=1, knew=port.fence))
+        behind = Request(2, 2, port.fence + 1)
+        assert isinstance(world.store.acquire(world.space, one.holder, behind, [ask(1001, 1009)]), Recovering)
+        assert world.view().fence == port.fence + 1
+        assert 0 < world.view().recovering <= LONG
+        assert exact(Renewed(False, (), True)) == exact(one.renew(knew=port.fence + 9))
+        assert exact(Renewed(False)) == exact(one.renew(knew=port.fence + 9))
+        assert exact(Released(1)) == exact(one.release(port))
+
+    def test_trace_of_an_ended_lease(self, world: _World) -> None:
+        """The last 64 leases that ended are known as such; of an earlier one there is no trace."""
+        actors = [world.open(f"i{number}") for number in range(65)]
+        for actor in actors:
+            actor.close()
+        assert exact(Gone("expired", forgotten=True)) == exact(actors[0].renew())
+        assert [exact(GONE)] * 2 == [exact(actors[1].renew()), exact(actors[64].renew())]
 
     def test_claim_while_draining(self, world: _World) -> None:
         """What an expired lease of the same instance still has goes over to its new one, under the same fence."""

@@ -15,7 +15,8 @@ import pytest
 import servers
 from allocator.kit import BACKUP, Fault, Told, begin, eventually, finished, numbers, result
 
-from clusterports import BackendRecovering, BackendUnavailable, LeaseLost, PortRange
+from clusterports import BackendError, BackendRecovering, BackendUnavailable, LeaseLost, PortRange
+from clusterports.abc import Renewal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,3 +334,143 @@ async def test_several_hosts(kit: Kit) -> None:
     expected = [(ports[5].fence, "kvm-3"), *((port.fence, "") for port in ports[:5])]
     await eventually(expected, seen)
     await eventually(True, lambda: all(port.valid for port in ports))
+
+
+async def test_own_port_a_second_time(kit: Kit) -> None:
+    """Who asks an older copy before its heartbeat is not given what it has: the copy is behind what it knows."""
+    holder = kit.allocator(ranges=[WIDE], ttl=30.0)
+    ports = [await result(holder.acquire("backup"))]
+    back = copied(kit.store)
+    ports.append(await result(holder.acquire("backup")))
+    back()
+    with pytest.raises(BackendRecovering):
+        await result(holder.acquire("backup"))
+    await result(holder.detach())
+    assert {port.number: port.fence for port in ports} == fences(kit)
+
+
+async def test_before_a_detach(kit: Kit) -> None:
+    """A manager that leaves its lease to the next process leaves all of it, also what the store had lost."""
+    before = kit.allocator(instance="manager", ttl=30.0)
+    port = await result(before.acquire("backup"))
+    emptied(kit.store)
+    await result(before.detach())
+    after = kit.allocator(instance="manager", ttl=30.0)
+    assert [(10809, port.fence)] == [(one.number, one.fence) for one in await result(after.allocations())]
+
+
+async def test_detach_without_a_store(kit: Kit) -> None:
+    """Where the store is away, the leases are left as they are, and nothing is raised."""
+    backend = kit.flaky()
+    before = kit.allocator(backend=backend, instance="manager", ttl=30.0)
+    await result(before.acquire("backup"))
+    backend.away()
+    await result(before.detach())
+    assert {10809: "held"} == kit.ports()
+
+
+async def test_one_that_cannot_be_made_good(kit: Kit) -> None:
+    """A host whose data is damaged keeps no other from being made good."""
+    backend = kit.flaky()
+    holder = kit.allocator(backend=backend, ttl=TTL)
+    ports = [await result(holder.acquire("backup", host=f"kvm-{n}")) for n in range(4)]
+    refuse = Refusing(backend, {"host:kvm-0", "host:kvm-2"})
+
+    def made_good() -> list[int]:
+        return [n for n in range(4) if [ports[n].fence] == [port.fence for port in kit.view(f"kvm-{n}").ports]]
+
+    emptied(kit.store)
+    await eventually([1, 3], made_good)
+    refuse.spaces.clear()
+    await eventually([0, 1, 2, 3], made_good)
+
+
+async def test_doubt_in_the_middle(memory_kit: Kit) -> None:
+    """A doubt that comes up while the ports are compared is not forgotten with the one that began it."""
+    kit = memory_kit
+    backend = kit.flaky()
+    holder = kit.allocator(backend=backend, ranges=[WIDE], ttl=TTL)
+    ports = [await result(holder.acquire("backup")) for _ in range(3)]
+    (lease,) = holder._leases.values()
+
+    def says(step: str, reply: Any) -> Any:
+        if step == "held" and backend.count("held") == 0:
+            lease.suspect("doubt")
+        return reply
+
+    backend.says = says
+    lease.suspect("doubt")
+    await backend.wait("held", 2)
+    await eventually("", lambda: lease.amiss)
+    assert [True] * 3 == [port.valid for port in ports]
+
+
+async def test_answer_to_the_lease_of_before(kit: Kit) -> None:
+    """An ask whose answer is about the lease as it was before it was opened anew says nothing of the one of now."""
+    told = Told()
+    backend = kit.flaky()
+    older = kit.allocator(instance="manager", ttl=30.0)
+    await result(older.acquire("backup"))
+    await result(older.detach())
+    back = copied(kit.store)
+    kit.store.clock.advance(1)
+    holder = kit.allocator(backend=backend, ranges=[WIDE], instance="manager", ttl=TTL, on_lost=told)
+    (port,) = await result(holder.allocations())
+    go_on = backend.hold_request("acquire")
+    call = begin(holder.acquire, "backup", wait=60)
+    await eventually(1, lambda: len([step for step, _ in backend.begun if step == "acquire"]))
+    back()
+    before = holder._leases["host:kvm-07"].holder
+    await eventually(True, lambda: holder._leases["host:kvm-07"].holder != before)
+    go_on()
+    await eventually(True, lambda: backend.count("acquire") > 1)
+    for _ in range(5):
+        kit.pass_time(TTL / 4)
+        await backend.wait("renew")
+    assert 10810 == (await finished(call)).number
+    assert ([], True) == (told.what, port.valid)
+
+
+async def test_expired_before_a_restart(kit: Kit) -> None:
+    """A lease that ran out is lost, also when the server was restarted afterwards: it left a trace there."""
+    told = Told()
+    backend = kit.flaky()
+    holder = kit.allocator(backend=backend, ttl=TTL, on_lost=told)
+    await result(holder.acquire("backup"))
+    backend.away()
+    kit.pass_time(TTL + 5)
+
+    def says(step: str, reply: Any) -> Any:
+        return [one._replace(doubt=True) for one in reply] if step == "renew" else reply
+
+    backend.says = says
+    backend.back()
+    (error,) = await told.wait()
+    assert "it was not renewed in time" in str(error)
+    assert 0 == backend.count("claim")
+
+
+async def test_two_on_one_backend(server_kit: Kit) -> None:
+    """Of two allocators with one backend each hears for itself that the server is another."""
+    kit = server_kit
+    backend = kit.backend()
+    ports = [await result(kit.allocator(backend=backend, ranges=[WIDE], ttl=TTL).acquire("backup")) for _ in range(2)]
+    backend._sessions = dict.fromkeys(backend._sessions, "another")
+    outcomes = [await result(backend.renew([Renewal("host:kvm-07", port._lease.holder)])) for port in [*ports, *ports]]
+    assert [True, True, False, False] == [outcome.doubt for (outcome,) in outcomes]
+
+
+class Refusing:
+    """Answers every look at what a lease holds, in some spaces, with an error."""
+
+    def __init__(self, backend: Any, spaces: set[str]) -> None:
+        self.spaces = spaces
+        inner = backend.inner
+        listed = inner.held
+
+        def held(space: str, *args: Any) -> Any:
+            if space in self.spaces:
+                raise BackendError("damaged")
+            return listed(space, *args)
+
+        inner.held = held

@@ -68,11 +68,17 @@ class Actor:
     number: int = 0
 
     def ask(
-        self, *asks: Ask, number: int | None = None, floor: int | None = None, wait: Wait | None = None
+        self,
+        *asks: Ask,
+        number: int | None = None,
+        floor: int | None = None,
+        wait: Wait | None = None,
+        knew: int = 0,
     ) -> Granted | Full | Queued | Recovering | Gone | Stale:
         if number is None:
             number = self.number = self.number + 1
-        return self.world.space.acquire(self.world.now, self.holder, Request(number, floor or number), asks, wait)
+        request = Request(number, floor or number, knew)
+        return self.world.space.acquire(self.world.now, self.holder, request, asks, wait)
 
     def take(self, *asks: Ask, floor: int | None = None) -> tuple[Port, ...]:
         reply = self.ask(*asks, floor=floor)
@@ -106,8 +112,9 @@ class Actor:
         left: tuple[int, ...] = (),
         heard: tuple[int, ...] = (),
         ports: int = -1,
+        knew: int = 0,
     ) -> Renewed | Gone:
-        renewal = Renewal("host:a", self.holder, floor, abandoned, left, heard, ports)
+        renewal = Renewal("host:a", self.holder, floor, abandoned, left, heard, ports, knew)
         return self.world.space.renew(self.world.now, renewal)
 
     def release(self, *ports: Port) -> Released | Gone:
@@ -2586,6 +2593,55 @@ class TestLostData:
         assert 0 < server.view().recovering
         server.silence(MINUTE)
         assert 0 == server.view().recovering
+
+    def test_asks_with_what_it_knew(self, world: World) -> None:
+        """An ask that knows a later fence than the space shows a loss: nothing is given for a TTL, and fences go on."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        assert Recovering(TTL) == one.ask(ask(), knew=port.fence + 50)
+        assert (port.fence + 50, TTL) == (world.view().fence, world.view().recovering)
+        assert isinstance(one.ask(ask(), knew=port.fence + 50), Recovering)
+        world.wait(TTL // 2)
+        one.renew()
+        world.wait(TTL // 2)
+        (later,) = one.take(ask(11, 11))
+        assert later.fence > port.fence + 50
+
+    def test_granted_before_is_answered_all_the_same(self, world: World) -> None:
+        """The repetition of a request that was granted says nothing of a loss."""
+        one = world.open()
+        granted = one.ask(ask(10, 10), number=1)
+        assert granted == one.ask(ask(10, 10), number=1, knew=START + DAY)
+        assert 0 == world.view().recovering
+
+    def test_renews_with_what_it_knew(self, world: World) -> None:
+        """A heartbeat that knows a later fence puts the lease in doubt, once, and the space in recovery."""
+        one = world.open()
+        knew = world.view().fence
+        assert Renewed(False) == one.renew(knew=knew)
+        assert [Renewed(False, (), True), Renewed(False)] == [one.renew(knew=knew + 1), one.renew(knew=knew + 1)]
+        assert (knew + 1, TTL) == (world.view().fence, world.view().recovering)
+
+    def test_trace_of_a_lease(self, world: World) -> None:
+        """One that ended is known to have ended; of one that the space may have given there is no trace."""
+        one, two = world.open("one"), world.open("two")
+        two.close()
+        world.silence(3 * TTL)
+        world.silence(3 * TTL)
+        assert [EXPIRED] * 2 == [one.renew(), two.renew()]
+        world.now += SECOND
+        three = world.open("three")
+        never = Actor(world, Holder("one", three.holder.lease - 1, three.holder.lease - 1))
+        assert Gone("expired", forgotten=True) == never.renew()
+
+    def test_traces_are_bounded(self, world: World) -> None:
+        """The last 64 leave a trace."""
+        actors = [world.open(f"i{number}") for number in range(66)]
+        for actor in actors:
+            actor.close()
+        replies = [actor.renew() for actor in actors]
+        assert [Gone("expired", forgotten=True)] * 2 == replies[:2]
+        assert [EXPIRED] * 64 == replies[2:]
 
     def test_doubt(self, world: World) -> None:
         """A holder that has another number of ports than the store is told; one that is not sure is not."""
