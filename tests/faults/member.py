@@ -95,16 +95,21 @@ class Reliance:
 
 
 def last_words(backend: Backend, asked: dict[str, float]) -> Backend:
-    """The same backend. ``asked``: for each host when the last request began that may have told of a loss."""
+    """The same backend. ``asked``: for each host when the last request began that may have told of a loss; with
+    "claim " before it, when the last claim did.
+    """
 
     def noting(step: Any, spaces: Callable[..., Iterable[str]]) -> Any:
         def noted(*arguments: Any) -> Any:
             now = time.monotonic()
             asked.update((space_host(space), now) for space in spaces(*arguments))
+            if step == claim:
+                asked[f"claim {space_host(arguments[0])}"] = now
             return step(*arguments)
 
         return noted
 
+    claim = backend.claim
     for name in ("claim", "release", "acquire"):
         setattr(backend, name, noting(getattr(backend, name), lambda space, *_: [space]))
     backend.renew = noting(backend.renew, lambda renewals: [renewal.space for renewal in renewals])  # type: ignore[method-assign]
@@ -151,8 +156,9 @@ class Member:
         self._numbers = count()
 
     def _lost(self, error: LeaseLost) -> None:
+        how = "claim " if "Given to another" in str(error) else ""
         for port in error.allocations:
-            asked = self.asked.get(port.host, time.monotonic())
+            asked = self.asked.get(how + port.host, time.monotonic())
             self.recorder.write("lost", asked, None, port.host, port.number, port.protocol, port.fence)
 
     def _jeopardy(self, held: list[Allocation]) -> None:
