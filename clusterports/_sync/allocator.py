@@ -128,7 +128,7 @@ class PortAllocator:
     ``instance``: the name of this manager. One that comes back under its name within the TTL finds its ports
     again, and an older process of the same name is fenced. Default: a name that no other process has.
     ``ranges``: instead of those in the settings. ``ttl``: seconds, 0.1 to 3600.
-    ``on_lost`` is called with a :class:`LeaseLost` when ports are lost, ``on_jeopardy`` with the allocations
+    ``on_lost`` is called with a :class:`LeaseLost` when ports are lost, all of a lease or some, ``on_jeopardy`` with the allocations
     when their lease could not be renewed in time: the holder may no longer rely on them, until a renewal
     succeeds. Both are called in a thread of this library, never in the event loop, so that nothing that
     blocks can hold them up. ``strict``: the deadline itself is a loss.
@@ -266,6 +266,9 @@ class PortAllocator:
         :raises BindError: this machine refuses the port for another reason than being in use.
         :raises ConfigurationError: an unknown range, or a value out of its bounds.
         :raises LeaseLost: a newer process runs under this instance name.
+        :raises BackendRecovering: the store lost data of this host, and holders get time to claim theirs; not before
+            ``wait`` is over.
+        :raises NotReplicated: the store has fewer copies of it than its URL asks for.
         :raises BackendError: the store is away or refuses. Nothing is held then.
         """
         asked: dict[str, Any] = {}
