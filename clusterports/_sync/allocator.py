@@ -128,9 +128,9 @@ class PortAllocator:
     ``instance``: the name of this manager. One that comes back under its name within the TTL finds its ports
     again, and an older process of the same name is fenced. Default: a name that no other process has.
     ``ranges``: instead of those in the settings. ``ttl``: seconds, 0.1 to 3600.
-    ``on_lost`` is called with a :class:`LeaseLost` when ports are lost, all of a lease or some, ``on_jeopardy`` with the allocations
-    when their lease could not be renewed in time: the holder may no longer rely on them, until a renewal
-    succeeds. Both are called in a thread of this library, never in the event loop, so that nothing that
+    ``on_lost`` is called with a :class:`LeaseLost` when ports are lost, all of a lease or some; ``on_jeopardy`` with
+    the allocations when their lease could not be renewed in time: the holder may no longer rely on them, until a
+    renewal succeeds. Both are called in a thread of this library, never in the event loop, so that nothing that
     blocks can hold them up. ``strict``: the deadline itself is a loss.
     ``probe``: whether a port is free on its host is tried before it is given. ``"auto"``: on this machine, by binding
     it, if the settings do not say otherwise; False: not at all; or a function of host, number and protocol, which says
