@@ -99,7 +99,7 @@ class HostLease:
         self.amiss: Amiss = ""
         self.doubts = 0
         self.highest = holder.incarnation  # of the fences that we know of
-        self._claiming = False  # opened anew: until our claims are answered, others may have our ports
+        self._claiming = False  # until our claims are answered, others may have our ports
         self._confirmed = sent_at  # when the last renewal was sent that succeeded
         self._strays: dict[int, tuple[Port, int]] = {}  # by fence, with the last request when it was seen
 
@@ -182,7 +182,6 @@ class HostLease:
         with self._lock:
             if self.doubts == doubts:
                 self.amiss = ""
-            if self._claiming:
                 self._claiming = False
                 self._prolong()
 
@@ -217,8 +216,12 @@ class HostLease:
 
     # ---------------------------------------------------------------- time
 
-    def renewed(self, renewal: Renewal, sent_at: float) -> None:
+    def renewed(self, renewal: Renewal, sent_at: float, *, doubt: bool = False) -> None:
+        """The store has it for another TTL. With a ``doubt`` our ports are not relied on any longer than before until
+        they are `claimed`.
+        """
         with self._lock:
+            self._claiming = self._claiming or doubt
             self._abandoned.difference_update(renewal.abandoned)
             self._left.difference_update(renewal.left)
             self._heard.difference_update(renewal.heard)

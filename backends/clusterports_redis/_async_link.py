@@ -52,7 +52,8 @@ class OwnConnections:
         self._closed = False
         self._pid = os.getpid()
         try:
-            self._class(**arguments)
+            # Kept: redis-py's connections have destructors, and an interrupt that comes while one runs is lost.
+            self._tried = self._class(**arguments)
         except (TypeError, ValueError, redis_errors.RedisError) as error:
             raise ConfigurationError(f"url: {self.where}: {unfit(error)}") from None
         for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"):

@@ -946,11 +946,11 @@ class AsyncPortAllocator:
         backlogs: list[tuple[HostLease, bool]] = []
         for lease, renewal, outcome in zip(leases, renewals, outcomes, strict=True):
             if isinstance(outcome, Renewed):
-                lease.renewed(renewal, sent_at)
-                if outcome.revoked:
-                    self._revoke(lease, outcome.revoked)
                 if outcome.doubt:
                     lease.suspect("doubt")
+                lease.renewed(renewal, sent_at, doubt=outcome.doubt)
+                if outcome.revoked:
+                    self._revoke(lease, outcome.revoked)
                 lease.give_back_strays()
                 if lease.renewal().abandoned:  # more than one heartbeat may undo
                     self._wake.set()

@@ -16,13 +16,14 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import servers
 
+from clusterports.abc import Closed, Holder
 from clusterports.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import servers
     from cli.conftest import Command
 
     from clusterports.abc import SpaceView
@@ -357,10 +358,32 @@ def test_no_command(word: str, code: int, command: Command, valkey: servers.Serv
     assert [] == taken(valkey)
 
 
+def end_lease(store: servers.ServerStore) -> None:
+    """The lease ends in the store, as if it had run out there."""
+    with store.connect() as backend:
+        (lease,) = servers.view(backend, "host:h").leases
+        holder = Holder(lease.instance, lease.lease, lease.incarnation)
+        assert Closed(False) == backend.close_lease("host:h", holder, quarantine=True)
+
+
+def test_store_emptied(command: Command, valkey: servers.ServerStore) -> None:
+    """A store that lost its data costs no command its port."""
+    process, _ = command.holding("--ttl", "1")
+    valkey.client.flushall()
+    deadline = time.monotonic() + PATIENCE
+    while [(10809, "held")] != taken(valkey):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert None is process.poll()
+    process.terminate()
+    assert 143 == process.wait(PATIENCE)
+    assert [] == taken(valkey)
+
+
 def test_lost_lease(command: Command, valkey: servers.ServerStore) -> None:
     """When the lease is gone, the command is ended and told why: code 4."""
     process, pid = command.holding("--ttl", "1", script="signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))")
-    valkey.client.flushall()
+    end_lease(valkey)
     _, err = process.communicate(timeout=PATIENCE)
 
     assert 4 == process.returncode
@@ -382,7 +405,7 @@ def test_taken_over(command: Command) -> None:
 def test_lost_lease_with_warning_only(command: Command, valkey: servers.ServerStore) -> None:
     """With --on-lost warn the command goes on, and its code is ours."""
     process, _ = command.holding("--ttl", "1", "--on-lost", "warn")
-    valkey.client.flushall()
+    end_lease(valkey)
     assert process.stderr is not None
     assert "10809/tcp\n" in process.stderr.readline()
     process.terminate()
@@ -436,7 +459,7 @@ cli.main()
     try:
         assert process.stdout is not None
         assert "1\n" == process.stdout.readline()
-        valkey.client.flushall()
+        end_lease(valkey)
         _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()

@@ -234,3 +234,20 @@ def test_opened_anew(lease: HostLease, clock: Clock) -> None:
     assert (False, SENT + 9.0) == (port.valid, lease.until)
     lease.claimed(lease.doubts)
     assert (True, "live", SENT + 18.5) == (port.valid, lease.state, lease.until)
+
+
+def test_renewed_in_doubt(lease: HostLease, clock: Clock) -> None:
+    """A renewal that leaves a doubt prolongs nothing before the ports were compared, and after the last doubt."""
+    port = hold(lease)
+    clock.now = SENT + 9.5
+    assert lease.overdue(clock.now)
+    lease.suspect("doubt")
+    lease.renewed(lease.renewal(), SENT + 9.4, doubt=True)
+    lease.renewed(lease.renewal(), SENT + 9.5)
+    assert (False, "doubt") == (port.valid, lease.amiss)
+    doubts = lease.doubts
+    lease.suspect("doubt")
+    lease.claimed(doubts)
+    assert (False, "doubt") == (port.valid, lease.amiss)
+    lease.claimed(doubts + 1)
+    assert (True, "", SENT + 18.5) == (port.valid, lease.amiss, lease.until)
