@@ -9,6 +9,7 @@ from clusterports import (
     Allocation,
     AsyncAllocation,
     AsyncPortAllocator,
+    BackendRecovering,
     ClusterStatus,
     LeaseLost,
     PortAllocator,
@@ -19,6 +20,10 @@ from clusterports import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def recovering(error: BackendRecovering) -> float:
+    return error.left
 
 
 def lost(loss: LeaseLost) -> None:
