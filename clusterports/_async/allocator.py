@@ -28,7 +28,7 @@ from clusterports._requests import Ranges, check_port, overlap
 from clusterports._text import show
 from clusterports._wants import Want, check_wait
 from clusterports._watchdog import Callbacks, Watchdog
-from clusterports.abc import Capability, Claim, Gone, Granted, Holder, Occupied, Port, Renewed
+from clusterports.abc import Capability, Gone, Granted, Holder, Occupied, Port, Renewed
 from clusterports.errors import (
     BackendError,
     BackendUnavailable,
@@ -41,6 +41,7 @@ from clusterports.probe import HeldSockets, bound, is_local, warn_ephemeral
 from clusterports.ranges import PortRequest
 
 from .acquire import AsyncTaking
+from .mending import AsyncMending
 
 if TYPE_CHECKING:
     import socket
@@ -72,9 +73,6 @@ logger = logging.getLogger("clusterports")
 
 BEATS_PER_TTL = 4
 """Heartbeats in one TTL: three in a row may fail before the lease is in jeopardy."""
-
-CLAIMED_AT_ONCE = 64
-"""Ports in one claim, which is one step of the store; others wait for it."""
 
 
 class AsyncAllocation(HeldPort):
@@ -192,8 +190,7 @@ class AsyncPortAllocator:
         self._ended = False
         self._forks = Process.forks
         self._opening = AsyncLock()
-        self._mending = AsyncLock()
-        self._turn = 0
+        self._mending = AsyncMending(self)
         self._wake = AsyncEvent()
         self._heart: AsyncWorker | None = None
         self._watchdog = Watchdog(lambda: list(self._leases.values()), self._overdue)
@@ -367,7 +364,7 @@ class AsyncPortAllocator:
             raise self._lost_error(lease, [allocation])
         self._discard_socket(allocation)
         reply = await self._backend.release(lease.space, lease.holder, (port,))
-        if isinstance(reply, Gone) and await self._ours_again(lease, reply):
+        if isinstance(reply, Gone) and await self._mending.ours_again(lease):
             reply = await self._backend.release(lease.space, lease.holder, (port,))
         lease.unreleased.pop(port.fence, None)
         if isinstance(reply, Gone):
@@ -453,7 +450,7 @@ class AsyncPortAllocator:
             self._closed = True
             self._leases.clear()
             return
-        async with self._opening, self._mending:  # a lease that is being opened comes first, and none after
+        async with self._opening, self._mending.lock:  # a lease that is being opened comes first, and none after
             self._closed = True
         if self._ended:
             return
@@ -462,7 +459,7 @@ class AsyncPortAllocator:
             await self._heart.join()
         failed: BackendError | None = None
         if not release and self._leases:
-            await self._settle()
+            await self._mending.before_we_go()
         for lease in [*self._leases.values(), *self._forfeited.values()]:
             try:
                 await self._leave(lease, release)
@@ -476,15 +473,6 @@ class AsyncPortAllocator:
             await self._backend.close()
         if failed is not None:
             raise failed
-
-    async def _settle(self) -> None:
-        """One more heartbeat: whoever comes after us is to find all that we hold, with a full TTL to do so."""
-        try:
-            await self._renew(list(self._leases.values()))
-            for lease in list(self._leases.values()):
-                await self._made_good(lease, float("inf"))
-        except BackendError as error:
-            logger.warning("%s; the leases are left as they are", error)
 
     async def detach(self) -> None:
         """End, but leave the leases: a process that comes back under this instance name in time finds its ports."""
@@ -691,84 +679,6 @@ class AsyncPortAllocator:
             if self._on_jeopardy is not None:
                 self._callbacks.call(self._on_jeopardy, held)
 
-    # ---------------------------------------------------------------- lost data
-
-    async def _ours_again(self, lease: HostLease, gone: Gone) -> bool:
-        """Whether a lease that the store did not know is ours all the same: it lost what it knew, and was told."""
-        if lease.lost():
-            return False
-        await self._renew([lease])  # under the name that it has now: it may have been opened anew since we asked
-        await self._mend(lease)
-        return not lease.lost()
-
-    async def _mend(self, lease: HostLease, until: float = float("inf")) -> None:
-        """See that the store knows what we hold, where it may have lost it."""
-        async with self._mending:
-            if not self._closed:
-                await self._made_good(lease, until)
-
-    async def _made_good(self, lease: HostLease, until: float) -> None:
-        if lease.lost():
-            return
-        if lease.amiss == "gone":
-            try:
-                _, holder, token, sent_at = await self._take_lease(lease.space, lease.highest)
-            except LeaseLost:
-                self._gone(lease, Gone("superseded"))
-                return
-            lease.moved(holder, token, sent_at)
-            logger.warning("the store lost the lease %s; it was opened anew", where(lease.space))
-        doubts = lease.doubts
-        if lease.amiss == "doubt" and await self._compare(lease, until):
-            lease.claimed(doubts)
-            self._watchdog.start()  # it may have a deadline again
-
-    async def _compare(self, lease: HostLease, until: float) -> bool:
-        """Claim what the store lacks, and give back what it has too much. False: there is more to do."""
-        before = dict(lease.ports)
-        listed = await self._listed(lease)
-        if listed is None:
-            lease.suspect("gone")
-            return False
-        known = {port.fence: Port(port.number, port.protocol, port.fence) for port in listed}
-        lease.seen(known)
-        lease.give_back_strays()
-        lost = [port for fence, port in before.items() if fence not in known and fence in lease.ports]
-        while lost:
-            part, lost = lost[:CLAIMED_AT_ONCE], lost[CLAIMED_AT_ONCE:]
-            if not await self._claim(lease, part):
-                return False
-            logger.warning("ports that the store had lost were claimed again %s: %d", where(lease.space), len(part))
-            if lost and monotonic() >= until:
-                return False
-        return True
-
-    async def _claim(self, lease: HostLease, ports: Sequence[HeldPort]) -> bool:
-        cluster = is_cluster_space(lease.space)
-        claims = [
-            Claim(Port(port.number, port.protocol, port.fence), self._ranges.booked(port, cluster=cluster))
-            for port in ports
-        ]
-        request = lease.begin()
-        try:
-            reply = await self._backend.claim(lease.space, lease.holder, request, claims)
-        except BaseException:
-            lease.abandon(request.number)
-            raise
-        lease.settle(request.number)
-        if isinstance(reply, Gone):
-            lease.suspect("gone")
-            return False
-        refused = {port.fence for port in reply.refused}
-        for port, claim in zip(ports, claims, strict=True):
-            if port.fence not in lease.ports and port.fence not in refused:  # it was released meanwhile
-                lease.unreleased[port.fence] = claim.port
-        taken = [port for port in (lease.ports.pop(fence, None) for fence in refused) if port is not None]
-        for port in taken:
-            port._revoked = "Given to another, after the store had lost them,"
-        self._tell_taken(lease, taken)
-        return True
-
     def _tell_lost(self, lease: HostLease) -> None:
         for port in list(lease.ports.values()):
             self._discard_socket(port)
@@ -907,7 +817,7 @@ class AsyncPortAllocator:
             started = monotonic()
             try:
                 healthy = await self._renew_all()
-                await self._mend_all(started + interval / 2)
+                await self._mending.all(started + interval / 2)
             except BackendError as error:
                 logger.warning("no heartbeat: %s", error)
                 healthy = False
@@ -915,22 +825,6 @@ class AsyncPortAllocator:
                 logger.exception("the heartbeat failed; it goes on")
                 healthy = False
             pause = max(0.0, started + interval - monotonic()) if healthy else min(interval, self.ttl / 20)
-
-    async def _mend_all(self, until: float) -> None:
-        """As many as there is time for, and one in any case; the rest follows the next heartbeat, which comes soon. One
-        that cannot be mended must not keep the others from it.
-        """
-        amiss = [lease for lease in self._leases.values() if lease.amiss]
-        self._turn += 1
-        first = self._turn % max(1, len(amiss))
-        for lease in [*amiss[first:], *amiss[:first]]:
-            try:
-                await self._mend(lease, until)
-            except BackendError as error:
-                logger.warning("what the store lost %s is not made good yet: %s", where(lease.space), error)
-            if monotonic() >= until:
-                self._wake.set()
-                return
 
     async def _renew_all(self) -> bool:
         healthy = await self._renew(list(self._leases.values()))

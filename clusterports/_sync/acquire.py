@@ -170,7 +170,7 @@ class Taking:
                         raise BackendRecovering(where(lease.space), answer.left / 1e6)
                     self._sleep(watch, min(answer.left / 1e6, PAUSE))
                 elif isinstance(answer, Gone):
-                    if not allocator._ours_again(lease, answer):
+                    if not allocator._mending.ours_again(lease):
                         allocator._gone(lease, answer)
                         if reopened or answer.reason == "superseded":
                             raise allocator._lost_error(lease, list(lease.ports.values()))
