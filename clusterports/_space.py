@@ -235,7 +235,8 @@ class Space:
             return Stale(number)
         if number < lease.floor:
             return Stale(number)
-        self._behind(request.knew, lease.ttl)
+        if request.knew > self._fence:
+            self._behind(request.knew, lease.ttl)
         if self._clock < self._recovering:
             lease.settle(request.floor)
             lease.done[number] = None
@@ -469,7 +470,8 @@ class Space:
         if self._seen is None:
             return False
         graced = self._graced(now) if self._patient else ()
-        self._recovering = self._recovering_at(now)
+        if self._clock < self._recovering:
+            self._recovering = self._recovering_at(now)
         if not 0 <= now - self._seen < GRAIN:
             self._clock = self._clock_at(now)
             self._seen = now

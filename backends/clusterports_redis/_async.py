@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis import exceptions as redis_errors
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
@@ -64,6 +64,9 @@ logger = logging.getLogger("clusterports")
 
 _BATCH: Final = 250
 """How many requests travel together."""
+
+
+_R = TypeVar("_R", bound=wire.Reader)
 
 
 class _Transient(Exception):
@@ -259,23 +262,7 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         readers = [wire.SpaceReader(space) for space in spaces]
-        errors: dict[wire.SpaceReader, BackendError] = {}
-        waiting = readers
-        while waiting:
-            pages = await self._batch("read", [(wire.keys(reader.space), reader.args()) for reader in waiting])
-            more = []
-            for reader, page in zip(waiting, pages, strict=True):
-                if isinstance(page, BackendError):
-                    if not concerns_data(page):
-                        raise page
-                    errors[reader] = page
-                    continue
-                try:
-                    if not reader.feed(page):
-                        more.append(reader)
-                except wire.Undecodable as error:
-                    errors[reader] = damaged(show(str(error)), self._link.where)
-            waiting = more
+        errors = await self._feed("read", readers)
         return [errors.get(reader) or reader.view() for reader in readers]
 
     async def spaces(self, instance: str | None = None) -> list[str]:
@@ -339,6 +326,29 @@ class AsyncRedisBackend(AsyncBackend):
         return [reply if isinstance(reply, BaseException) else (reply, waited)]
 
     # ---------------------------------------------------------------- running scripts
+
+    async def _feed(self, operation: str, readers: Sequence[_R]) -> dict[_R, BackendError]:
+        """Run an operation page by page, until each reader has had its last. An error that lies in the data of one
+        stands for that one alone.
+        """
+        errors: dict[_R, BackendError] = {}
+        waiting = list(readers)
+        while waiting:
+            pages = await self._batch(operation, [(wire.keys(reader.space), reader.args()) for reader in waiting])
+            more = []
+            for reader, page in zip(waiting, pages, strict=True):
+                if isinstance(page, BackendError):
+                    if not concerns_data(page):
+                        raise page
+                    errors[reader] = page
+                    continue
+                try:
+                    if not reader.feed(page):
+                        more.append(reader)
+                except wire.Undecodable as error:
+                    errors[reader] = damaged(show(str(error)), self._link.where)
+            waiting = more
+        return errors
 
     async def _in_parts(
         self, operation: str, space: str, ports: Sequence[Port], args: Callable[[Sequence[Port]], list[Any]]
@@ -462,9 +472,9 @@ class AsyncRedisBackend(AsyncBackend):
     async def _old_version(self) -> str:
         """What to call a server that does not know script flags; empty for an emulator of a newer one."""
         try:
-            info = await self._link.call("INFO", "server")
+            info = wire.info(await self._link.call("INFO", "server"))
         except redis_errors.NoPermissionError:
             return "older than Redis 7.0"
         except redis_errors.ResponseError:
             return ""
-        return wire.old_version(wire.server_version(info))
+        return wire.old_version(str(info.get("redis_version", "")))

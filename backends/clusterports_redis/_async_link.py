@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from ._failures import Fate, Unreached, fate, points_elsewhere, too_old
 from ._url import Address, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._url import Target
 
@@ -61,7 +62,7 @@ class OwnConnections:
             if path and not os.access(path, os.R_OK):
                 raise ConfigurationError(f"url: {self.where}: {name}: {show(path)} cannot be read")
 
-    async def call(self, *command: Any, **_: Any) -> Any:
+    async def call(self, *command: Any) -> Any:
         connection = await self._take()
         try:
             await connection.send_packed_command(wire.pack(connection, command), check_health=False)
@@ -98,7 +99,7 @@ class OwnConnections:
 
     async def sessions(self, keys: Sequence[str]) -> list[str]:
         """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
-        return [await session(self)] * len(keys)
+        return [await session(self.call)] * len(keys)
 
     def servers(self) -> list[OwnConnections]:
         """To each server that has data of its own."""
@@ -245,8 +246,8 @@ class CallersClient:
         self.where = "the client that was passed in"
         self._client = client
 
-    async def call(self, *command: Any, **how: Any) -> Any:
-        return await self._client.execute_command(*command, **how)
+    async def call(self, *command: Any) -> Any:
+        return await self._client.execute_command(*command)
 
     async def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         pipe = self._client.pipeline(transaction=False)
@@ -270,12 +271,11 @@ class CallersClient:
         """The run of the server that serves each key: a restart, or another server, makes it another. "": unknown."""
         node_of = getattr(self._client, "get_node_from_key", None)
         if node_of is None:
-            return [await session(self)] * len(keys)
-        found: dict[Any, str] = {}  # by node of a cluster
-        for node in map(node_of, keys):
-            if node not in found:
-                found[node] = await session(self, target_nodes=node)
-        return [found[node_of(key)] for key in keys]
+            return [await session(self.call)] * len(keys)
+        nodes = [node_of(key) for key in keys]  # of a cluster
+        ask = self._client.execute_command
+        runs = {node: await session(partial(ask, target_nodes=node)) for node in dict.fromkeys(nodes)}
+        return [runs[node] for node in nodes]
 
     def servers(self) -> list[CallersClient]:
         """To each server that has data of its own."""
@@ -338,18 +338,16 @@ def _own_class(connection_class: Any) -> Any:  # async-only
     return getattr(connection, connection_class.__name__)
 
 
-async def session(link: OwnConnections | CallersClient, **how: Any) -> str:
-    """The run of the one server that it leads to, and of its data: one that follows another for a while has other data
+async def session(call: Callable[..., Any]) -> str:
+    """The run of the one server that answers, and of its data: one that follows another for a while has other data
     afterwards. "" if that is not known.
     """
     for _ in range(2):  # the first may meet a connection that has died
         try:
-            info = await link.call("INFO", "server", "replication", **how)
+            info = wire.info(await call("INFO", "server", "replication"))
         except redis_errors.ResponseError:  # a user who may not ask
             break
         except FAILURES:
             continue
-        if not isinstance(info, dict):
-            info = dict(line.partition(":")[::2] for line in wire.text(info).splitlines())
         return " ".join(filter(None, (info.get("run_id"), info.get("master_replid"))))
     return ""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterports._text import printable
-from clusterports.errors import BackendError
 
 from . import _wire as wire
-from ._failures import concerns_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +19,7 @@ __all__ = ["Comparison", "compare"]
 MOST_TEXTS: Final = 3
 
 
-class Comparison:
+class Comparison(wire.Reader):
     """What was found in one space. ``count``: how many contradictions; ``texts``: some of them."""
 
     def __init__(self, space: str) -> None:
@@ -35,11 +33,10 @@ class Comparison:
         self._counted: dict[str, int] = {}
         self._values: dict[str, str] = {}
 
-    def args(self) -> list[str]:
+    def args(self) -> list[Any]:
         return [self.part, self.where]
 
     def feed(self, reply: Any) -> bool:
-        """Take a part; True when it was the last."""
         _, self.part, self.where, count, texts, counted, values = wire.text(reply)
         self.count += count
         self.texts += texts
@@ -87,18 +84,5 @@ def compare(backend: RedisBackend, spaces: Sequence[str], *, mend: bool) -> list
 
 def _run(backend: RedisBackend, operation: str, comparisons: list[Comparison]) -> list[Comparison]:
     """Run them to their end; those that came there."""
-    done = []
-    waiting = comparisons
-    while waiting:
-        replies = backend._batch(operation, [(wire.keys(one.space), one.args()) for one in waiting])
-        more = []
-        for one, reply in zip(waiting, replies, strict=True):
-            if isinstance(reply, BackendError):
-                if not concerns_data(reply):
-                    raise reply
-            elif one.feed(reply):
-                done.append(one)
-            else:
-                more.append(one)
-        waiting = more
-    return done
+    errors = backend._feed(operation, comparisons)
+    return [one for one in comparisons if one not in errors]

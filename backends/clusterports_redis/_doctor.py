@@ -183,12 +183,7 @@ class _Doctor:
 
     def info(self) -> dict[str, str]:
         if not self._known:
-            reply = self.ask("INFO")
-            if isinstance(reply, dict):
-                self._known = {key: _joined(value) for key, value in reply.items()}
-            else:
-                lines = (line.partition(":") for line in str(reply).splitlines())
-                self._known = {key: value for key, _, value in lines}
+            self._known = {key: _joined(value) for key, value in wire.info(self.ask("INFO")).items()}
         return self._known
 
     def number(self, key: str) -> int:

@@ -84,7 +84,7 @@ class ClusterConnections:
         except FAILURES:
             return [""] * len(keys)
         owners = [self._owners[key_slot(key.encode())] for key in keys]
-        runs = {owner: session(self._node(owner)) if owner else "" for owner in dict.fromkeys(owners)}
+        runs = {owner: session(self._node(owner).call) if owner else "" for owner in dict.fromkeys(owners)}
         return [runs[owner] for owner in owners]
 
     def servers(self) -> list[OwnConnections]:

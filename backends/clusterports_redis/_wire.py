@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from clusterports._space import member, parse_member
 from clusterports.abc import (
@@ -85,14 +86,11 @@ def instance_text(instance: str) -> str:
     return _encode(instance)
 
 
-def server_version(info: Any) -> str:
-    """The version from the answer to INFO, which redis-py has parsed or not."""
-    if isinstance(info, dict):
-        return str(info.get("redis_version", ""))
-    for line in text(info).splitlines():
-        if line.startswith("redis_version:"):
-            return str(line.partition(":")[2])
-    return ""
+def info(reply: Any) -> dict[str, Any]:
+    """The answer to INFO, which redis-py has parsed or not."""
+    if isinstance(reply, dict):
+        return reply
+    return {key: value for key, _, value in (line.partition(":") for line in text(reply).splitlines())}
 
 
 if find_spec("hiredis") is None:
@@ -332,7 +330,24 @@ class Undecodable(Exception):
     """The record of this name is damaged."""
 
 
-class SpaceReader:
+class Reader(Protocol):
+    """Takes the pages of one space."""
+
+    space: str
+
+    @abstractmethod
+    def args(self) -> list[Any]:
+        """For the next page."""
+
+    @abstractmethod
+    def feed(self, reply: Any) -> bool:
+        """Take a page; True when it was the last.
+
+        :raises Undecodable: for a record that no script has written.
+        """
+
+
+class SpaceReader(Reader):
     """Joins the pages of one space. Feed it until it is done; a field that comes twice counts as last read."""
 
     def __init__(self, space: str) -> None:
@@ -348,10 +363,6 @@ class SpaceReader:
         return [self.cursor, PAGE]
 
     def feed(self, reply: Any) -> bool:
-        """Take a page; True when it was the last.
-
-        :raises Undecodable: for a record that no script has written.
-        """
         _, self.cursor, clock_text, now_text, fence, before, gap, left, *fields = text(reply)
         clock, now = int(clock_text), int(now_text)
         self._fence, self._recovering = int(fence), int(left)

@@ -146,11 +146,16 @@ class StoredSpace(Space):
         self.ties: dict[int, Tie] = {}
         self.wakes = 0
         self.version = 0
+        self._ended_text = "[]"
         self._row: tuple[Any, ...] = ()
         self._lease_rows: dict[int, tuple[Any, ...]] = {}
 
     def _next_fence(self, now: int, count: int = 1) -> int:
         return super()._next_fence(self._wall(), count)
+
+    def _drop(self, lease: _Lease) -> None:
+        super()._drop(lease)
+        self._ended_text = json.dumps(list(self._ended))
 
     def _may_wait(self, lease: int) -> bool:
         tie = self.ties.get(lease)
@@ -217,8 +222,7 @@ class StoredSpace(Space):
         changed = self._save_leases(db, ids) | self._save_ports(db, ports) | self._save_places(db, places)
         last = [(name, range, self._last[range]) for range in touched.last]
         changed |= _write(db, "last", '"range"', last, [])
-        ended = json.dumps(list(self._ended)) if self._ended else "[]"
-        row = (self._seen, self._clock, self._fence, self._born, self._recovering, ended)
+        row = (self._seen, self._clock, self._fence, self._born, self._recovering, self._ended_text)
         if changed or self.stirred or row != self._row:
             self._save_own(db, row, ports)
         self._clean()
@@ -331,13 +335,13 @@ class StoredSpace(Space):
     def _restore(self, db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         before = self.version
         _, self.version, *own, self.wakes, leases, ports, places = row
-        self._seen, self._clock, self._fence, self._born, self._recovering, ended = own
+        self._seen, self._clock, self._fence, self._born, self._recovering, self._ended_text = own
         self._row = tuple(own)
         numbers = (self.version, *own[:-1], self.wakes, leases, ports, places)
-        if not (_are(int, *numbers) and _are(str, ended) and 0 < self._born <= self._fence):
+        if not (_are(int, *numbers) and _are(str, self._ended_text) and 0 < self._born <= self._fence):
             raise Damaged("the row of the space")
         self._ended.clear()
-        self._ended.extend(json.loads(ended))
+        self._ended.extend(json.loads(self._ended_text))
         if not _are(int, *self._ended):
             raise Damaged("the leases that ended")
         self._restore_leases(self._select(db, "SELECT * FROM lease WHERE space = ?").fetchall())

@@ -305,7 +305,7 @@ class AsyncPortAllocator:
                     self._abandon([(lease, number)], given)
                 raise
             if isinstance(reply, Granted):
-                if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
+                if lease.lost():  # meanwhile; whoever was told did not hear of these
                     raise self._lost_error(lease, list(given))
                 if lease.forced and any(port._revoked for port in given):
                     raise await self._robbed(lease, given)
@@ -360,7 +360,7 @@ class AsyncPortAllocator:
         if allocation._revoked:
             lease.unreleased.pop(port.fence, None)
             raise self._taken_error(lease, [allocation])
-        if lease.state == "lost":
+        if lease.lost():
             raise self._lost_error(lease, [allocation])
         self._discard_socket(allocation)
         reply = await self._backend.release(lease.space, lease.holder, (port,))

@@ -76,7 +76,7 @@ class Taking:
                 lease = None
             for lease, _ in self._opened:
                 given = [port for want in self._wants for port in want.given]
-                if lease.state == "lost":  # meanwhile; whoever was told did not hear of these
+                if lease.lost():  # meanwhile; whoever was told did not hear of these
                     raise self._allocator._lost_error(lease, given)
                 forced = [port for port in given if port._revoked]
                 if forced:
@@ -243,9 +243,8 @@ class Taking:
             clean = False
             busy = [port for port, verdict in refused if verdict.state == "busy"]
             if busy and not want.ask.explicit:
-                for (
-                    port
-                ) in busy:  # from here on they are not ours, and not to be claimed if the store seems to lack them
+                # Not ours from here on, so not to be claimed where the store seems to lack them.
+                for port in busy:
                     lease.ports.pop(port.fence, None)
                 self._allocator._backend.mark_foreign(
                     lease.space,

@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(params=["valkey", "redis7"])
-def own_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+def binary(request: pytest.FixtureRequest) -> str:
+    """Each real server's program."""
+    request.getfixturevalue(request.param)  # skips where there is none
+    return servers.find_valkey() if request.param == "valkey" else servers.find_redis()
+
+
+@pytest.fixture
+def own_server(binary: str) -> Iterator[tuple[str, int]]:
     """Each real server, for this test alone: its URL and its process."""
-    store: servers.ServerStore = request.getfixturevalue(request.param)  # skips where there is none
-    find = servers.find_valkey if store.name == "valkey" else servers.find_redis
-    with servers.running(find()) as url:
+    with servers.running(binary) as url:
         with redis.Redis.from_url(url) as client:
             pid: int = client.info("server")["process_id"]
         yield url, pid

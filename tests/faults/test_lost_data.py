@@ -30,13 +30,6 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "clusterports")
 
 
-@pytest.fixture(params=["valkey", "redis7"])
-def binary(request: pytest.FixtureRequest) -> str:
-    """Each real server."""
-    request.getfixturevalue(request.param)  # skips where there is none
-    return servers.find_valkey() if request.param == "valkey" else servers.find_redis()
-
-
 @contextmanager
 def managers() -> Iterator[Callable[..., PortAllocator]]:
     """Makes allocators on one host, and ends them."""

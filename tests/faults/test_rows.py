@@ -60,13 +60,6 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "clusterports")
 
 
-@pytest.fixture(params=["valkey", "redis7"])
-def binary(request: pytest.FixtureRequest) -> str:
-    """Each real server's program."""
-    request.getfixturevalue(request.param)  # skips where there is none
-    return servers.find_valkey() if request.param == "valkey" else servers.find_redis()
-
-
 @pytest.fixture
 def managers(server: servers.ServerStore) -> Iterator[Callable[..., PortAllocator]]:
     """Makes allocators of host h on this server, and ends them."""
