@@ -125,17 +125,21 @@ class Ranges:
         self.check(range)
         return self._books[range].size
 
-    def marks(self, range: str, protocol: Protocol4) -> int:
-        """How many ports of a range may be marked as foreign at a time: half of those that can be had.
-
-        The same for every protocol; none for "", under which ports without a range are booked.
+    def home(self, range: str, number: int) -> str | None:
+        """The range, if it has this number to give. None: the number can be claimed without a range.
 
         :raises ConfigurationError: there is no range of this name.
         """
-        if range == "":
-            return 0
         self.check(range)
-        return self._books[range].size // 2
+        return range if _has(self._books[range].gaps, number) else None
+
+    def marks(self, range: str) -> int:
+        """How many ports of a range may be marked as foreign at a time: half of those that can be had.
+
+        None for "", under which ports without a range are booked, nor for a range that is configured elsewhere.
+        """
+        book = self._books.get(range)
+        return 0 if book is None else book.size // 2
 
     def booked(self, port: HeldPort, *, cluster: bool) -> Ask:
         """What the store keeps of the ask by which a port was granted. ``cluster``: in the cluster's space."""

@@ -62,7 +62,7 @@ class Want:
 
     def most_marks(self) -> int:
         """How many ports of its range may be marked as foreign."""
-        return self._ranges.marks(self.ask.range, self.ask.protocol)
+        return self._ranges.marks(self.ask.range)
 
     def refusal(self, full: Full, waited: float) -> AllocationError:
         """The error for a store that has too little."""

@@ -30,7 +30,7 @@ from clusterports._requests import Ranges, check_port, overlap
 from clusterports._text import show
 from clusterports._wants import Want, check_wait
 from clusterports._watchdog import Callbacks, Watchdog
-from clusterports.abc import Capability, Gone, Granted, Holder, Occupied, Port, Renewed
+from clusterports.abc import Capability, Gone, Granted, Holder, Occupied, Port, Released, Renewed
 from clusterports.errors import (
     BackendError,
     BackendUnavailable,
@@ -42,7 +42,7 @@ from clusterports.errors import (
 from clusterports.probe import HeldSockets, bound, is_local, warn_ephemeral
 from clusterports.ranges import PortRequest
 
-from .acquire import Taking
+from .acquire import FOREIGN, Taking
 from .mending import Mending
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Ask,
         Backend,
         Full,
+        Marked,
         Opened,
         PortView,
         Protocol4,
@@ -73,6 +74,9 @@ __all__ = ["Allocation", "PortAllocator"]
 
 logger = logging.getLogger("clusterports")
 
+MAX_FOREIGN = 3600.0
+"""Seconds for which one word may mark a port."""
+
 BEATS_PER_TTL = 4
 """Heartbeats in one TTL: three in a row may fail before the lease is in jeopardy."""
 
@@ -86,6 +90,10 @@ class Allocation(HeldPort):
     def release(self) -> None:
         """Give the port back; see :meth:`PortAllocator.release`."""
         self._allocator.release(self)
+
+    def mark_foreign(self, seconds: float = FOREIGN) -> None:
+        """Give back a port that something else has; see :meth:`PortAllocator.mark_foreign`."""
+        self._allocator.mark_foreign(self, seconds)
 
     def socket(self, protocol: Literal["tcp", "udp"] | None = None) -> socket.socket:
         """A socket that is bound to the port on all addresses and, for TCP, listens: to be handed to the job.
@@ -349,6 +357,22 @@ class PortAllocator:
         :raises LeaseLost: its lease is gone; the port may be another's by now and was not touched.
         :raises BackendError: the store is away; it is repeated with the heartbeat.
         """
+        self._give_back(allocation)
+
+    def mark_foreign(self, allocation: Allocation, seconds: float = FOREIGN) -> None:
+        """Give back a port that the job cannot have, because something outside has it: it is passed over for a while.
+
+        For whoever finds it out only by starting the job: on another machine no probe looks. ``seconds``: above 0, at
+        most 3600. At most half of a range's ports are marked at a time, and none that was claimed without a range;
+        others are just given back.
+
+        :raises: what :meth:`release` raises.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_FOREIGN:
+            raise ConfigurationError(f"seconds: must be above 0 and at most {MAX_FOREIGN:.0f}, got {show(seconds)}")
+        self._give_back(allocation, seconds)
+
+    def _give_back(self, allocation: Allocation, foreign: float = 0.0) -> None:
         if allocation._allocator is not self:
             raise ConfigurationError(f"allocation: must be one of this allocator, got {allocation!r}")
         if allocation._released:
@@ -365,16 +389,59 @@ class PortAllocator:
         if lease.lost():
             raise self._lost_error(lease, [allocation])
         self._discard_socket(allocation)
-        reply = self._backend.release(lease.space, lease.holder, (port,))
+        reply = self._freed(allocation, port, foreign)
         if isinstance(reply, Gone) and self._mending.ours_again(lease):
-            reply = self._backend.release(lease.space, lease.holder, (port,))
+            reply = self._freed(allocation, port, foreign)
         lease.unreleased.pop(port.fence, None)
         if isinstance(reply, Gone):
             self._gone(lease, reply)
             raise self._lost_error(lease, [allocation])
-        if reply.revoked:
+        if isinstance(reply, Released) and reply.revoked:
             allocation._revoked = FORCED
             raise self._taken_error(lease, [allocation])
+
+    def _freed(self, allocation: Allocation, port: Port, foreign: float) -> Released | Marked | Gone:
+        lease = allocation._lease
+        if not foreign:
+            return self._backend.release(lease.space, lease.holder, (port,))
+        return self._backend.mark_foreign(
+            lease.space,
+            lease.holder,
+            (port,),
+            range=allocation.range or "",
+            duration=round(foreign * 1e6),
+            most=self._ranges.marks(allocation.range or ""),
+            host="" if is_host_space(lease.space) else allocation.host,
+        )
+
+    def adopt(
+        self,
+        range: str | None,
+        *,
+        port: int,
+        host: str | None = None,
+        protocol: Protocol4 = "tcp",
+        owner: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Allocation:
+        """Take the port of a job that runs already, though nobody holds it: its manager died, or never asked.
+
+        As :meth:`acquire` with a ``port``, but the port is not probed, and taken also while it cools: what it cools
+        for is the very job.
+
+        :raises: what :meth:`acquire` raises; `PortInUse` if somebody holds it.
+        """
+        at = self.host if host is None else host
+        want = Want(self._ranges, range, host=at, port=port, protocol=protocol, owner=owner, labels=labels)
+        self._start()
+        while not want.given:
+            try:
+                Taking(self, [want], probed=False).run()
+            except PortInUse as error:
+                if error.holder.state != "cooling":
+                    raise
+                self._backend.force(want.plan.space, error.holder)
+        return want.given[0]  # type: ignore[return-value]
 
     def force_release(self, host: str, number: int, protocol: Protocol4 = "tcp", *, fence: int | None = None) -> bool:
         """Take a port from whoever has it; for operators, where a job or its manager cannot do it any more.

@@ -35,6 +35,7 @@ COMMANDS = {
     "ranges": "Show the ranges, and where each value comes from.",
     "acquire": "Take ports for a script, for a limited time.",
     "renew": "Keep what `acquire` gave for longer.",
+    "backup-xml": "Fill a port into the XML of a libvirt backup, for virsh.",
     "release": "Give back what `acquire` gave, or take a port by force.",
     "doctor": "Find out what is wrong, and how to cure it.",
     "gc": "Take back what is due, and remove what is empty.",
@@ -57,7 +58,8 @@ class _LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
-            function = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
+            python_name = cmd_name.replace("-", "_")
+            function = getattr(import_module(f".{python_name}", __package__), python_name)
             one = typer.Typer(add_completion=False, rich_markup_mode=None)
             # What follows the first word of a command to run is that command's, also without "--".
             one.command(cmd_name, context_settings={"allow_interspersed_args": cmd_name != "run"})(shared(function))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clusterports import Allocation, Settings
 
 __all__ = [
+    "DryRun",
     "Labels",
     "Owner",
     "Protocol",
@@ -51,6 +52,8 @@ Labels = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Mor
 Wait = Annotated[
     str, typer.Option(metavar="SECONDS", help="How long to wait, in order of arrival, for ports to be free.")
 ]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be given, and take nothing.")]
 
 
 def check_number(key: str, text: str, bound: str) -> int:

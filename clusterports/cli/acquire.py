@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
-from secrets import token_hex
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from clusterports._backends import intact
-from clusterports._lease import monotonic
-from clusterports._names import check_text, where
-from clusterports._text import show
-from clusterports.abc import Gone
-from clusterports.errors import ClusterPortsError, ConfigurationError, LeaseLost
+from clusterports._names import check_text
 from clusterports.ranges import PORT_BOUND
 
-from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, end_in_order, say
-from ._lease import SCRIPTS, renewed
+from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, say
+from ._script import Taken, script_settings, take
 from ._taking import (
+    DryRun,
     Labels,
     Owner,
     Protocol,
@@ -28,19 +21,10 @@ from ._taking import (
     check_number,
     check_pairs,
     check_seconds,
-    in_words,
-    to_dict,
     warn_ephemeral,
 )
 
-if TYPE_CHECKING:
-    from clusterports import Allocation, PortAllocator
-    from clusterports.abc import Backend
-
 __all__ = ["acquire"]
-
-LEAVE_AFTER = 0.5
-"""Seconds that the store has to take everything back from one who is told to end."""
 
 AT_LEAST_ONE = "an integer of at least 1"
 
@@ -60,7 +44,7 @@ def acquire(
     owner: Owner = "",
     label: Labels = None,
     wait: Wait = "0",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be given, and take nothing.")] = False,
+    dry_run: DryRun = False,
     ttl: Ttl = None,
 ) -> None:
     """Take ports for a script, for a limited time: prints PORT LEASE FENCE, a line for each port.
@@ -81,83 +65,32 @@ def acquire(
     check_text("owner", owner)
     if range is None and wanted is None:
         range = DEFAULT_RANGE
-    instance = f"{SCRIPTS}{token_hex(8)}" if common.instance is None else common.instance
-    settings = common.settings(ttl=ttl, instance=instance)
-    if sys.__stdout__ is None:
-        raise ClusterPortsError("stdout is closed: nobody would learn which port and lease it is")
+    settings = script_settings(common, ttl)
     if range is not None and wanted is None:
         warn_ephemeral(common, settings, range)
-    end_in_order()
-
-    from clusterports import PortAllocator
-
-    with common.backend(settings) as backend:
-        if common.instance is not None:
-            _check_unused(backend, instance)
-        ports = PortAllocator(settings=settings, backend=backend)
-        try:
-            given = ports.acquire(
-                range,
-                port=wanted,
-                count=so_many,
-                contiguous=contiguous,
-                align=multiple,
-                protocol=protocol.value,
-                owner=owner,
-                labels=labels,
-                wait=patience,
-                dry_run=dry_run,
-            )
-            several = given if isinstance(given, list) else [given]
-            _show(common, several, instance, None if dry_run else _prolong(backend, several[0], settings.ttl))
-            ports.detach()
-        except BaseException as error:
-            _give_back(ports, None if isinstance(error, Exception) else LEAVE_AFTER)
-            raise
+    take(
+        common,
+        settings,
+        lambda taken: _show(common, taken),
+        range,
+        port=wanted,
+        count=so_many,
+        contiguous=contiguous,
+        align=multiple,
+        protocol=protocol.value,
+        owner=owner,
+        labels=labels,
+        wait=patience,
+        dry_run=dry_run,
+    )
 
 
-def _show(common: Common, given: list[Allocation], instance: str, expires_in: float | None) -> None:
-    """``expires_in``: None for a dry run. Returns when it is written."""
+def _show(common: Common, taken: Taken) -> None:
+    """Returns when it is written."""
     if common.json:
-        common.print_json(to_dict(given, None if expires_in is None else instance, expires_in))
+        common.print_json(taken.to_dict())
     else:
-        for port in given:
-            print(port.number, *(("-", "-") if expires_in is None else (port.lease, port.fence)))
+        print(taken.lines())
     sys.stdout.flush()
-    if common.verbose and expires_in is not None:
-        say(in_words(given, instance, expires_in))
-
-
-def _prolong(backend: Backend, allocation: Allocation, ttl: float) -> float:
-    """Let the lease run for a full TTL from now, however long it took to get so far: seconds that are left."""
-    sent_at = monotonic()
-    lease = allocation._lease
-    if isinstance(renewed(backend, lease.renewal()), Gone):
-        raise LeaseLost(
-            f"The lease {where(lease.space)} is lost already, its TTL is {ttl:g} s", allocations=[allocation]
-        )
-    return sent_at + ttl - monotonic()
-
-
-def _check_unused(backend: Backend, instance: str) -> None:
-    """Whoever takes a name takes all that is held under it, from a process that may well be running."""
-    spaces = backend.spaces(instance)
-    for view in intact(backend.read(spaces)):
-        for lease in view.leases:
-            if lease.instance == instance and (lease.expires_in > 0 or lease.grace):
-                raise ConfigurationError(
-                    f"instance: must be a name that holds no lease; {show(instance)} has lease {lease.lease} "
-                    f"{where(view.space)}"
-                )
-
-
-def _give_back(ports: PortAllocator, seconds: float | None) -> None:
-    """End the lease. The store may not answer: then it ends when its time is over."""
-
-    def close() -> None:
-        with contextlib.suppress(Exception):
-            ports.close()
-
-    closing = threading.Thread(target=close, name="clusterports-close", daemon=True)
-    closing.start()
-    closing.join(seconds)
+    if common.verbose and taken.expires_in is not None:
+        say(taken.in_words())

@@ -1,0 +1,70 @@
+"""The binding, libvirt-python: imported when it is needed, and told once what it needs to hear."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from clusterports.errors import ClusterPortsError
+
+__all__ = ["binding", "code", "start_events"]
+
+logger = logging.getLogger("clusterports")
+
+_starting = threading.Lock()
+_loop: threading.Thread | None = None
+
+
+@cache
+def binding() -> Any:
+    """The module ``libvirt``.
+
+    :raises ClusterPortsError: it is not installed.
+    """
+    try:
+        module = import_module("libvirt")
+        module.libvirtError  # noqa: B018  # a folder of this name is a module too
+    except (ImportError, AttributeError) as error:
+        raise ClusterPortsError(
+            "libvirt: the Python binding is not installed; install clusterports[libvirt], which needs libvirt's"
+            " development files (Debian: libvirt-dev), or your system's python3-libvirt"
+        ) from error
+    return module
+
+
+def code(error: BaseException) -> int:
+    """libvirt's number of an error, 0 for any other."""
+    libvirt = binding()
+    return (error.get_error_code() or 0) if isinstance(error, libvirt.libvirtError) else 0
+
+
+def start_events() -> None:
+    """Run libvirt's event loop in a thread, and let its errors be raised without being printed as well.
+
+    Once in a process, and before the connection is opened whose events are wanted; again does nothing. Not for a
+    program that has an event loop of its own for libvirt.
+    """
+    global _loop  # noqa: PLW0603  # libvirt has one event loop in a process
+    libvirt = binding()
+    with _starting:
+        if _loop is None:
+            libvirt.registerErrorHandler(_unprinted, None)
+            libvirt.virEventRegisterDefaultImpl()
+        if _loop is None or not _loop.is_alive():  # it is not there after a fork
+            _loop = threading.Thread(target=_run, args=(libvirt,), name="clusterports-libvirt-events", daemon=True)
+            _loop.start()
+
+
+def _run(libvirt: Any) -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError as error:
+            logger.warning("libvirt's event loop: %s", error)
+
+
+def _unprinted(_: object, error: tuple[Any, ...]) -> None:
+    logger.debug("libvirt: %s", error[2])

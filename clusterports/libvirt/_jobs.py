@@ -1,0 +1,270 @@
+"""The jobs of one host: their ports are given back when libvirt says that they are over, and found when it has more."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Generic
+
+from clusterports._lease import monotonic
+from clusterports._names import check_name
+from clusterports._text import printable, show
+from clusterports.errors import BackendError, ClusterPortsError, ConfigurationError, PortInUse
+
+from ._attempt import give_back
+from ._binding import binding, code
+from ._connection import Connection
+from ._ledger import J, Ledger, Using
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from clusterports import Allocation, PortAllocator
+
+    from ._connection import Connect
+
+__all__ = ["GONE", "HostJobs"]
+
+logger = logging.getLogger("clusterports")
+
+AGAIN: Final = 1.0
+"""Seconds between two attempts to reach a daemon or a store that is away."""
+
+LABEL_JOB: Final = "libvirt.job"
+LABEL_DOMAIN: Final = "libvirt.domain"
+"""Labels of the ports that are held for libvirt's jobs: which kind of job, and the domain's UUID."""
+
+CLOSING: Final = 5.0
+"""Seconds for which the end of watching is waited for: a daemon that hangs must not hold up a program that ends."""
+
+GONE: Final = (42, 55)
+"""libvirt's errors for a domain that is not there, or not running: NO_DOMAIN and OPERATION_INVALID."""
+
+
+class HostJobs(ABC, Generic[J]):
+    """What backups and displays have in common."""
+
+    kind: str
+
+    def __init__(
+        self, ports: PortAllocator, connect: Connect, *, host: str | None, interval: float, events: bool
+    ) -> None:
+        good = isinstance(interval, int | float) and not isinstance(interval, bool) and 0.1 <= interval <= 3600
+        if not good:
+            raise ConfigurationError(f"interval: must be a number of seconds from 0.1 to 3600, got {show(interval)}")
+        self.host = ports.host if host is None else check_name("host", host)
+        self._ports = ports
+        self._interval = float(interval)
+        self._heard: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._connection = Connection(connect, host=host, events=events, heard=self._heard.put)
+        self._ledger: Ledger[J] = Ledger()
+        self._comparing = threading.Lock()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._trouble = ""
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Find again what runs on the host, and go on watching it. The first call that needs it does so too.
+
+        A daemon or a store that is away is tried again every second.
+
+        :raises ConfigurationError: the connection is to another machine, and ``host`` does not say which.
+        """
+        with self._starting:
+            if self._closed:
+                raise ClusterPortsError(f"This {type(self).__name__} is closed")
+            if self._thread is None:
+                try:
+                    self._reconcile()
+                except (BackendError, binding().libvirtError) as error:
+                    self._note(error)
+                self._thread = threading.Thread(target=self._watch, name=f"clusterports-{self.kind}", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """End watching. Nothing is given back: jobs that run go on, and so does their hold on their ports, until the
+        allocator is closed; with ``detach()`` they are found by the next process of this instance.
+        """
+        with self._starting:
+            self._closed = True
+        self._heard.put(None)
+        if self._thread is not None:
+            self._thread.join(CLOSING)
+        if self._thread is None or not self._thread.is_alive():
+            self._connection.close()
+        running = [printable(job.domain) for job in self.jobs()]
+        if running:
+            logger.warning("%s still running on host %r: %s", self.kind, self.host, ", ".join(running))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def jobs(self) -> list[J]:
+        """Those that are not over, by name of the domain; also what an earlier process of this instance began."""
+        return sorted(self._ledger, key=lambda job: job.domain)
+
+    # ---------------------------------------------------------------- what the host does
+
+    @abstractmethod
+    def _using(self, domain: Any) -> Using:
+        """Which ports this domain uses for jobs of this kind.
+
+        :raises libvirtError: it cannot be asked.
+        """
+
+    @abstractmethod
+    def _job(self, uuid: str, name: str, *, busy: bool = False) -> J:
+        """A new one, of this domain."""
+
+    @abstractmethod
+    def _home(self, number: int) -> str | None:
+        """The range that such a port belongs to; None: none."""
+
+    def _look(self, uuid: str) -> None:
+        """Something of this domain has ended: what, and does it go on with something else?"""
+        connection = self._connection.get()
+        try:
+            using = self._using(connection.lookupByUUIDString(uuid))
+        except binding().libvirtError as error:
+            if code(error) not in GONE:
+                raise
+            using = None
+        for job in self._ledger.over(uuid, using):
+            self._finish(job)
+
+    def reconcile(self) -> None:
+        """Compare what is held with what runs on the host; a thread does so every ``interval`` seconds.
+
+        Ports of jobs that nobody holds are claimed. Those of jobs that libvirt does not report, twice in a row, are
+        given back.
+
+        :raises libvirtError: the daemon is not there. Nothing is given back then.
+        :raises BackendError: the store is away.
+        """
+        self.start()
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        with self._comparing:
+            using, names, unread = self._read()
+            held = {port.fence: port for port in self._ports.allocations() if port.host == self.host}
+            self._find_again(held.values(), names)
+            for job in self._ledger.compare(using, unread, monotonic()):
+                self._finish(job)
+            for uuid, numbers in using.items():
+                known, lacking = self._ledger.lacking(uuid, numbers or (), held)
+                for number in lacking:
+                    known = self._adopt(uuid, names[uuid], number, known)
+
+    def _read(self) -> tuple[dict[str, Using], dict[str, str], set[str]]:
+        """What each running domain uses; their names; and who could not be asked."""
+        libvirt = binding()
+        connection = self._connection.get()
+        using: dict[str, Using] = {}
+        names: dict[str, str] = {}
+        unread: set[str] = set()
+        for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            uuid = domain.UUIDString()
+            names[uuid] = domain.name()
+            try:
+                using[uuid] = self._using(domain)
+            except libvirt.libvirtError as error:
+                if code(error) not in GONE:
+                    if not connection.isAlive():
+                        raise
+                    logger.debug("%r on host %r cannot be asked: %s", names[uuid], self.host, error)
+                    unread.add(uuid)
+        return using, names, unread
+
+    def _find_again(self, held: Collection[Allocation], names: Mapping[str, str]) -> None:
+        """What is held by these labels and not known here: an earlier process of this instance took it."""
+        known = {port.fence for job in self._ledger for port in job.ports}
+        for port in held:
+            uuid = port.labels.get(LABEL_DOMAIN, "")
+            if port.labels.get(LABEL_JOB) != self.kind or port.fence in known:
+                continue
+            jobs = self._ledger.of(uuid)
+            if any(job._busy for job in jobs):  # it was taken this moment
+                continue
+            self._hold(port, next((job for job in jobs if port.number in job._numbers), None), uuid, names.get(uuid))
+
+    def _adopt(self, uuid: str, name: str, number: int, job: J | None) -> J | None:
+        """Hold a port that a job of the host uses, unless another manager does."""
+        try:
+            port = self._ports.adopt(
+                self._home(number), host=self.host, port=number, owner=name, labels=self._labels(uuid)
+            )
+        except PortInUse as error:
+            logger.debug("%s", error)
+            return job
+        logger.info("claimed port %d on host %r: %s of %r uses it", number, self.host, self.kind, name)
+        self._heard.put(uuid)  # it may have ended since the list was read
+        job = self._hold(port, job, uuid, name)
+        job._seen = True
+        return job
+
+    def _hold(self, port: Allocation, job: J | None, uuid: str, name: str | None) -> J:
+        known = job or self._job(uuid, port.owner if name is None else name)
+        known._take(port)
+        if job is None:
+            self._ledger.enter(known)
+        return known
+
+    def _labels(self, uuid: str, labels: Mapping[str, str] | None = None) -> dict[str, str]:
+        own = {LABEL_JOB: self.kind, LABEL_DOMAIN: uuid}
+        for key in labels or ():
+            if key in own:
+                raise ConfigurationError(f"labels: {key!r} is set by clusterports itself")
+        return {**(labels or {}), **own}
+
+    def _finish(self, job: J) -> None:
+        if self._ledger.strike(job):
+            for port in job.ports:
+                give_back(port)
+            job._over.set()
+
+    # ---------------------------------------------------------------- watching
+
+    def _watch(self) -> None:
+        due = monotonic() + (AGAIN if self._trouble else self._interval)
+        while True:
+            uuid: str | None = ""
+            with suppress(queue.Empty):
+                uuid = self._heard.get(timeout=max(0.0, due - monotonic()))
+            if uuid is None:
+                return
+            try:
+                if uuid:
+                    self._look(uuid)
+                    if monotonic() < due:
+                        continue
+                self._reconcile()
+                self._note(None)
+            except Exception as error:  # noqa: BLE001  # whatever it is, watching goes on
+                self._note(error)
+            due = monotonic() + (AGAIN if self._trouble else self._interval)
+
+    def _note(self, error: Exception | None) -> None:
+        """Say it once, not with each attempt."""
+        before, self._trouble = self._trouble, "" if error is None else f"{type(error).__name__}: {error}"
+        if self._closed or before == self._trouble:
+            return
+        if error is None:
+            logger.warning("host %r is watched again", self.host)
+        else:
+            known = isinstance(error, (ClusterPortsError, binding().libvirtError))
+            logger.warning("host %r is not watched: %s", self.host, printable(str(error)), exc_info=not known)

@@ -1,0 +1,142 @@
+"""What is held for the jobs of one host, and what is to be done about it. No I/O; time is passed in."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from clusterports import Allocation
+
+__all__ = ["LONGEST_BEGIN", "Job", "Ledger", "Using"]
+
+LONGEST_BEGIN: Final = 60.0
+"""Seconds for which a daemon may still carry out what a manager asked of it before it died: it waits up to 30 s for the
+job before, whether or not anybody is there to hear of it."""
+
+Using: TypeAlias = "frozenset[int] | None"
+"""The ports that a domain uses for jobs of this kind, perhaps none; None: it has no such job."""
+
+
+class Job:
+    """Something that a domain does on ports of ours, until it is over."""
+
+    domain: str
+    """The domain's name, for people."""
+    uuid: str
+    host: str
+    ports: list[Allocation]
+    """What is held for it now. Empty where no port is needed."""
+
+    def __init__(self, uuid: str, domain: str, host: str, since: float, *, busy: bool = False) -> None:
+        self.uuid, self.domain, self.host = uuid, domain, host
+        self.ports = []
+        self._numbers: frozenset[int] = frozenset()
+        self._since = since
+        self._busy = busy  # it is being begun
+        self._seen = False  # libvirt has it, or had it
+        self._missing = 0  # how often in a row libvirt did not have it
+        self._heard = False  # something ended while it was being begun
+        self._over = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over, and its ports are given back."""
+        return self._over.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is over, at most so many seconds; whether it is."""
+        return self._over.wait(timeout)
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(str(number) for number in sorted(self._numbers)) or "no port"
+        state = "over" if self.done else "beginning" if self._busy else "running"
+        return f"<{type(self).__name__} of {self.domain!r} on {self.host!r}: {numbers}, {state}>"
+
+    def _is_over(self, using: Using) -> bool:
+        """A domain has one job at a time: one on other ports is another one."""
+        return using is None or (self._numbers != using and self._numbers.isdisjoint(using))
+
+    def _take(self, port: Allocation) -> None:
+        self.ports = [*(other for other in self.ports if other.number != port.number), port]
+        self._numbers |= {port.number}
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Ledger(list[J]):
+    """The jobs that are not over. Used by several threads; each call is short."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def enter(self, job: J) -> None:
+        with self._lock:
+            self.append(job)
+
+    def strike(self, job: J) -> bool:
+        """Whether it was there: of several who find that it is over, one gives its ports back."""
+        with self._lock:
+            if job not in self:
+                return False
+            self.remove(job)
+            return True
+
+    def of(self, uuid: str) -> list[J]:
+        with self._lock:
+            return [job for job in self if job.uuid == uuid]
+
+    def begun(self, job: J) -> bool:
+        """Its begin has come to an end, well or not; whether somebody should look what became of it, or of others."""
+        with self._lock:
+            job._busy = False
+            return job._heard or any(other is not job and other.uuid == job.uuid for other in self)
+
+    def over(self, uuid: str, using: Using) -> list[J]:
+        """Something of this domain ended, and then libvirt said what it uses: the jobs that are over."""
+        with self._lock:
+            found = []
+            for job in self:
+                if job.uuid == uuid and job._is_over(using):
+                    if job._busy:
+                        job._heard = True
+                    else:
+                        found.append(job)
+            return found
+
+    def compare(self, using: Mapping[str, Using], unread: Collection[str], now: float) -> list[J]:
+        """What all domains of the host use, but for those that could not be asked: the jobs that are over.
+
+        The list may be older than a job that began meanwhile, so one must be missing twice. One that nobody has seen
+        yet may still be begun on behalf of a manager that died.
+        """
+        with self._lock:
+            found = []
+            for job in self:
+                if job._busy or job.uuid in unread:
+                    continue
+                if not job._is_over(using.get(job.uuid)):
+                    job._seen, job._missing = True, 0
+                    continue
+                job._missing += 1
+                if job._missing >= 2 and (job._seen or now - job._since >= LONGEST_BEGIN):
+                    found.append(job)
+            return found
+
+    def lacking(self, uuid: str, using: Iterable[int], held: Collection[int]) -> tuple[J | None, list[int]]:
+        """Which of the ports that a domain uses nobody here holds, and the job that they belong to, if it is known.
+
+        ``held``: fences of what we hold. Nothing is lacking while a job is being begun.
+        """
+        with self._lock:
+            jobs = [job for job in self if job.uuid == uuid]
+            if any(job._busy for job in jobs):
+                return None, []
+            ours = {port.number for job in jobs for port in job.ports if port.fence in held}
+            numbers = sorted(set(using) - ours)
+            known = (job for job in jobs if not job._is_over(frozenset(using)))
+            return next(known, None), numbers

@@ -1,0 +1,219 @@
+"""Pull-mode backups: QEMU serves a domain's disks by NBD, on a port of the host."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from clusterports._lease import monotonic
+from clusterports.errors import ClusterPortsError
+from clusterports.ranges import PortRequest
+
+from ._attempt import attempt
+from ._backup_xml import BackupXml
+from ._binding import binding, code
+from ._jobs import GONE, HostJobs
+from ._ledger import Job, Using
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from clusterports import Allocation, PortAllocator
+
+    from ._connection import Connect
+
+__all__ = ["Backup", "BackupPorts"]
+
+logger = logging.getLogger("clusterports")
+
+NO_BACKUP: Final = 104
+"""libvirt's error for a domain without a backup job, VIR_ERR_NO_DOMAIN_BACKUP."""
+
+AGAIN: Final = 0.25
+"""Seconds between two looks of one who waits for the end, should no event come."""
+
+
+class Backup(Job):
+    """A backup job of a domain. As a context manager it is ended at the end of the block."""
+
+    _end: Callable[[Backup], None]
+    _look: Callable[[str], None]
+
+    @property
+    def port(self) -> Allocation | None:
+        """The port that it serves on; None: it serves on none, but on a socket, or pushes."""
+        return self.ports[0] if self.ports else None
+
+    def end(self, timeout: float = 60.0) -> None:
+        """End the job, and wait until it is over and its port given back. Once it is over this does nothing.
+
+        :raises ClusterPortsError: it is not over after ``timeout`` seconds; its port stays held until it is.
+        :raises libvirtError: the daemon is not there, or refuses.
+        """
+        if self.done:
+            return
+        self._end(self)
+        until = monotonic() + timeout
+        while not self.wait(min(AGAIN, max(0.0, until - monotonic()))):
+            if monotonic() >= until:
+                raise ClusterPortsError(
+                    f"The backup of {self.domain!r} on host {self.host!r} is not over after {timeout:g} s"
+                )
+            self._look(self.uuid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.end()
+        except (ClusterPortsError, binding().libvirtError) as error:
+            if value is None:
+                raise
+            logger.warning("%s", error)
+
+
+class BackupPorts(HostJobs[Backup]):
+    """Gives each pull-mode backup of a host's domains a port of its own, from its begin until libvirt says it is over.
+
+    ``ports``: the allocator; ``on_lost`` is its affair. ``connect``: the URI of the host's libvirt daemon; or a
+    function that opens a connection to it, and is called again when one has broken; or one open connection.
+    ``host``: the name under which all managers know the host; default that of the allocator, if the daemon is of this
+    machine. ``range``: where ports come from. ``interval``: seconds between two comparisons of what is held with what
+    runs, 0.1 to 3600. ``events``: run libvirt's event loop in a thread of this library; False: the program has one.
+
+    :raises ConfigurationError: for a value out of its bounds.
+    """
+
+    kind = "backup"
+
+    def __init__(
+        self,
+        ports: PortAllocator,
+        connect: Connect = "qemu:///system",
+        *,
+        host: str | None = None,
+        range: str = "backup",
+        interval: float = 10.0,
+        events: bool = True,
+    ) -> None:
+        ports._ranges.check(range)
+        self._range = range
+        super().__init__(ports, connect, host=host, interval=interval, events=events)
+
+    def begin(
+        self,
+        domain: Any,
+        xml: str,
+        checkpoint: str | None = None,
+        flags: int = 0,
+        *,
+        owner: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+    ) -> Backup:
+        """Begin a backup, as libvirt's ``backupBegin`` does, on a port that is this backup's own.
+
+        ``domain``: a ``virDomain``, or the name or UUID of one. ``xml``: the ``<domainbackup>``. A TCP server without
+        a port gets one of the range; a port that is named is claimed, and not changed; what needs no port, a unix
+        socket or push mode, is left alone. Where QEMU says that something else has the port, it is marked as foreign
+        and the next one tried. ``owner``: default the domain's name. ``wait``: seconds to wait for a free port.
+
+        If the outcome of a begin is not known, since the connection broke, its port stays held until libvirt can be
+        asked.
+
+        :raises PortInUse: the port that is named is held, or something else has it. QEMU was not asked, or refused.
+        :raises PortsExhausted: no port of the range is free.
+        :raises ConfigurationError: the XML is none, or its port is no port.
+        :raises libvirtError: libvirt refuses the backup. Nothing stays held.
+        :raises: what :meth:`PortAllocator.acquire` raises.
+        """
+        asked = BackupXml(xml)
+        self.start()
+        found = self._domain(domain)
+        uuid, name = found.UUIDString(), found.name()
+        request = PortRequest(
+            self._range if asked.port is None else self._home(asked.port),
+            host=self.host,
+            port=asked.port,
+            owner=name if owner is None else owner,
+            labels=self._labels(uuid, labels),
+        )
+        job = self._job(uuid, name, busy=True)
+
+        def take() -> Sequence[Allocation]:
+            job.ports, job._numbers = [], frozenset()
+            if not asked.tcp:
+                return ()
+            port = self._ports.acquire(
+                request.range,
+                host=request.host,
+                port=request.port,
+                owner=request.owner,
+                labels=request.labels,
+                wait=wait,
+            )
+            job._take(port)
+            return (port,)
+
+        def start(given: Sequence[Allocation]) -> int:
+            text = asked.with_port(given[0].number) if given else str(asked)
+            return int(found.backupBegin(text, checkpoint, flags))
+
+        def began() -> bool | None:
+            try:
+                return not job._is_over(self._using(found))
+            except (binding().libvirtError, ClusterPortsError):
+                return None
+
+        self._ledger.enter(job)
+        try:
+            attempt(self._ports, take, [request] if asked.tcp else [], start, began)
+            job._seen = True
+        except BaseException:
+            if all(port._released for port in job.ports):
+                self._ledger.strike(job)
+            raise
+        finally:
+            if self._ledger.begun(job):
+                self._heard.put(uuid)
+        return job
+
+    def _domain(self, domain: Any) -> Any:
+        if not isinstance(domain, str):
+            return domain
+        connection = self._connection.get()
+        try:
+            return connection.lookupByUUIDString(domain)
+        except binding().libvirtError:
+            return connection.lookupByName(domain)
+
+    def _end(self, job: Backup) -> None:
+        domain = self._connection.get().lookupByUUIDString(job.uuid)
+        try:
+            if not job._is_over(self._using(domain)):
+                domain.abortJob()
+        except binding().libvirtError as error:
+            if code(error) not in GONE:
+                raise
+
+    def _using(self, domain: Any) -> Using:
+        try:
+            found = BackupXml(domain.backupGetXMLDesc())
+        except binding().libvirtError as error:
+            if code(error) in (NO_BACKUP, *GONE):
+                return None
+            raise
+        return frozenset() if found.port is None else frozenset((found.port,))
+
+    def _job(self, uuid: str, name: str, *, busy: bool = False) -> Backup:
+        job = Backup(uuid, name, self.host, monotonic(), busy=busy)
+        job._end, job._look = self._end, self._look
+        return job
+
+    def _home(self, number: int) -> str | None:
+        return self._ports._ranges.home(self._range, number)
