@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,3 +22,28 @@ def test_backup(h1: Host, h2: Host) -> None:
     assert one.checksum != other.checksum
     h1.start()
     assert "port='10809'" in one.domain.backupGetXMLDesc()
+
+
+def test_names(h1: Host, h2: Host) -> None:
+    """Each libvirtd says its host's own name, by which the other host reaches it."""
+    assert ["h1", "h2"] == [host.connection.getHostname() for host in (h1, h2)]
+    vm = h1.vm("vm1")
+    vm.domain.migrateToURI3(h2.uri, {}, 1 << 1 | 1 << 9)
+    assert ([], ["vm1"]) == (h1.running(), h2.running())
+
+
+def test_squatter(h1: Host, h2: Host) -> None:
+    """A foreign process has a port of one host, until it ends."""
+    with h1.squat(10809):
+        assert (True, False) == (h1.listens(10809), h2.listens(10809))
+    assert not h1.listens(10809)
+
+
+def test_clean(h1: Host) -> None:
+    """Whatever a test leaves behind, a stopped QEMU and a stopped libvirtd too, is gone when the next begins."""
+    vm = h1.vm("vm1")
+    vm.domain.backupBegin(vm.backup_xml(port=10809), None, 0)
+    os.kill(vm.pid, signal.SIGSTOP)
+    os.kill(h1.pid, signal.SIGSTOP)
+    h1.clean()
+    assert ([], False) == (h1.running(), h1.listens(10809))
