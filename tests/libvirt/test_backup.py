@@ -30,7 +30,10 @@ MANAGER = Path(__file__).with_name("manager.py")
 PATIENCE = 20.0
 """Seconds until a test gives up waiting; none takes this long when all is well."""
 
-INTERVAL = 0.2
+NEVER = 3600.0
+"""Seconds between two comparisons in a test where only events tell."""
+
+OFTEN = 0.2
 
 
 @pytest.fixture
@@ -48,14 +51,19 @@ def ports() -> Iterator[PortAllocator]:
 
 @pytest.fixture
 def backups(ports: PortAllocator, h1: Host) -> Iterator[BackupPorts]:
-    with watched(ports, h1) as on_h1:
+    with watched(ports, h1, NEVER) as on_h1:
+        yield on_h1
+
+
+@pytest.fixture
+def comparing(ports: PortAllocator, h1: Host) -> Iterator[BackupPorts]:
+    with watched(ports, h1, OFTEN) as on_h1:
         yield on_h1
 
 
 @contextmanager
-def watched(ports: PortAllocator, host: Host, **options: Any) -> Iterator[BackupPorts]:
-    options = {"interval": INTERVAL, **options}
-    with BackupPorts(ports, host.uri, host=host.name, **options) as backups:
+def watched(ports: PortAllocator, host: Host, interval: float) -> Iterator[BackupPorts]:
+    with BackupPorts(ports, host.uri, host=host.name, interval=interval) as backups:
         yield backups
 
 
@@ -159,7 +167,7 @@ def test_two_ports_for_three(h1: Host, stack: ExitStack, tmp_path: Path) -> None
     conf = tmp_path / "qemu.conf"
     conf.write_text("backup_port_min = 10809\nbackup_port_max = 10810\n")
     settings = Settings(url="memory://", libvirt_conf=str(conf))
-    backups = stack.enter_context(watched(stack.enter_context(PortAllocator(settings=settings)), h1))
+    backups = stack.enter_context(watched(stack.enter_context(PortAllocator(settings=settings)), h1, NEVER))
     vm1, vm2, vm3 = (h1.vm(f"vm{index}") for index in (1, 2, 3))
     first = backups.begin(vm1.domain, vm1.backup_xml())
     asked = Asked(vm2)
@@ -179,7 +187,7 @@ def test_two_hosts(ports: PortAllocator, backups: BackupPorts, h1: Host, h2: Hos
     """The same number serves on two hosts at once."""
     one, other = h1.vm("vm1"), h2.vm("vm1")
     with (
-        watched(ports, h2) as on_h2,
+        watched(ports, h2, NEVER) as on_h2,
         backups.begin(one.domain, one.backup_xml()) as first,
         on_h2.begin(other.domain, other.backup_xml()) as second,
     ):
@@ -280,7 +288,7 @@ def test_domain_dies(ports: PortAllocator, backups: BackupPorts, h1: Host, end: 
 def test_without_events(ports: PortAllocator, h1: Host) -> None:
     """An end that nobody tells of is noticed all the same."""
     vm = h1.vm("vm1")
-    with watched(ports, h1) as backups:
+    with watched(ports, h1, OFTEN) as backups:
         backups._connection._heard = lambda _: None
         backup = backups.begin(vm.domain, vm.backup_xml())
         vm.domain.abortJob()
@@ -306,10 +314,10 @@ def test_daemon_killed(ports: PortAllocator, backups: BackupPorts, h1: Host) -> 
     assert {} == states(ports)
 
 
-def test_ends_while_the_daemon_is_dead(ports: PortAllocator, backups: BackupPorts, h1: Host) -> None:
+def test_ends_while_the_daemon_is_dead(ports: PortAllocator, comparing: BackupPorts, h1: Host) -> None:
     """A backup whose QEMU died while nobody could tell of it is over when libvirtd is back."""
     vm = h1.vm("vm1")
-    backup = backups.begin(vm.domain, vm.backup_xml())
+    backup = comparing.begin(vm.domain, vm.backup_xml())
     pid = vm.pid
     h1.kill()
     subprocess.run(["kill", "-9", str(pid)], check=True)
@@ -319,7 +327,7 @@ def test_ends_while_the_daemon_is_dead(ports: PortAllocator, backups: BackupPort
 
 
 def test_daemon_killed_in_a_begin(
-    ports: PortAllocator, backups: BackupPorts, h1: Host, monkeypatch: pytest.MonkeyPatch
+    ports: PortAllocator, comparing: BackupPorts, h1: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the daemon dies in the midst of a begin the port stays held, until its successor knows of no backup."""
     vm, connection = h1.vm("vm1"), h1.connect()
@@ -328,7 +336,7 @@ def test_daemon_killed_in_a_begin(
 
     def begin() -> None:
         try:
-            outcome.set_result(backups.begin(domain, vm.backup_xml()))
+            outcome.set_result(comparing.begin(domain, vm.backup_xml()))
         except Exception as error:  # noqa: BLE001  # for the test to look at
             outcome.set_exception(error)
 
@@ -341,21 +349,21 @@ def test_daemon_killed_in_a_begin(
     assert error is not None
     assert "libvirtError" == type(error).__name__
     assert "Its ports stay held" in "".join(error.__notes__)
-    assert ({10809: "held"}, ["vm1"]) == (states(ports), [job.domain for job in backups.jobs()])
+    assert ({10809: "held"}, ["vm1"]) == (states(ports), [job.domain for job in comparing.jobs()])
     subprocess.run(["kill", "-KILL", str(vm.pid)], check=True)
     monkeypatch.setattr(_ledger, "LONGEST_BEGIN", 0.0)
     h1.start()
     eventually({}, lambda: states(ports))
 
 
-def test_begun_outside(ports: PortAllocator, backups: BackupPorts, h1: Host) -> None:
+def test_begun_outside(ports: PortAllocator, comparing: BackupPorts, h1: Host) -> None:
     """The port of a backup that somebody began by hand is claimed, and free when it is over."""
     vm, other = h1.vm("vm1"), h1.vm("vm2")
     vm.domain.backupBegin(vm.backup_xml(port=10809), None, 0)
     eventually({10809: "held"}, lambda: states(ports))
-    (found,) = backups.jobs()
+    (found,) = comparing.jobs()
     assert ("vm1", 10809) == (found.domain, number(found))
-    with backups.begin(other.domain, other.backup_xml()) as backup:
+    with comparing.begin(other.domain, other.backup_xml()) as backup:
         assert 10810 == number(backup)
     found.end()
     assert ({}, False) == (states(ports), h1.listens(10809))
@@ -426,7 +434,7 @@ def test_manager_does_not_come_back(
         return states(ports)
 
     eventually(before, left)
-    backups = stack.enter_context(watched(ports, h1))
+    backups = stack.enter_context(watched(ports, h1, NEVER))
     (found,) = backups.jobs()
     assert ("vm1", 10809) == (found.domain, number(found))
     with pytest.raises(PortInUse, match="owner 'vm1'"):
@@ -443,7 +451,7 @@ def test_nobody_looked(valkey: servers.ServerStore, h1: Host, stack: ExitStack) 
     vm, other = h1.vm("vm1"), h1.vm("vm2")
     vm.domain.backupBegin(vm.backup_xml(port=10809), None, 0)
     ports = stack.enter_context(PortAllocator(valkey.url))
-    backups = stack.enter_context(watched(ports, h1, interval=3600))
+    backups = stack.enter_context(watched(ports, h1, NEVER))
     backups._finish(backups.jobs()[0])
     assert {} == states(ports)
     with backups.begin(other.domain, other.backup_xml()) as backup:
