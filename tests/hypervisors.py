@@ -11,7 +11,6 @@ A host reaches this process, and every other host, at its address. Needs root.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import os
 import random
@@ -26,12 +25,15 @@ import threading
 import time
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, partial
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servers import Missing
+
+from clusterports.errors import ClusterPortsError
+from clusterports.libvirt import start_events
+from clusterports.libvirt._binding import binding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -112,35 +114,6 @@ PATIENCE = 30.0
 _scratch = itertools.count(1)
 
 
-def binding() -> Any:
-    """libvirt's own module. Where it is not installed, the name still finds the tests' folder of that name."""
-    if importlib.util.find_spec("libvirtmod") is None:
-        raise Missing("libvirt-python is not installed (the extra `libvirt`)")
-    return import_module("libvirt")
-
-
-def _ignore(*_: object) -> None:
-    """What libvirt would print, which is in the exception too."""
-
-
-@cache
-def start_events() -> None:
-    """libvirt's event loop, which must be there before the first connection; and no errors on stderr."""
-    of_product = getattr(import_module("clusterports.libvirt"), "start_events", None)
-    if of_product is not None:
-        of_product()
-        return
-    libvirt = binding()
-    libvirt.registerErrorHandler(_ignore, None)
-    libvirt.virEventRegisterDefaultImpl()
-
-    def loop() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    threading.Thread(target=loop, name="libvirt events", daemon=True).start()
-
-
 def wait_for(what: str, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -178,8 +151,10 @@ class Machine:
             raise Missing("hosts with virtual machines need root, for network namespaces")
         if gone := [program for program in PROGRAMS if shutil.which(program) is None]:
             raise Missing(f"not in PATH: {', '.join(gone)}")
-        binding()
-        start_events()
+        try:
+            start_events()
+        except ClusterPortsError as exc:
+            raise Missing(str(exc)) from exc
         with ExitStack() as stack:
             self._number = stack.enter_context(_number())
             # Of a run that was killed: who has the number owns all that is called by it.
@@ -346,7 +321,7 @@ class Host:
             self._keeper.stdin.flush()
         answer = self._keeper.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self.name} did not start:\n{self.log}")
+            raise RuntimeError(f"{self.name} did not start: {self.log}")
         self.pid = int(answer)
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -398,7 +373,9 @@ class Host:
                 return libvirt.open(self.uri)
             except libvirt.libvirtError as exc:
                 if not self._lives() or time.monotonic() > deadline:
-                    raise RuntimeError(f"libvirtd of {self.name} does not answer: {exc}\n{self.log}") from exc
+                    # What it ended for comes last, and why in the line before.
+                    errors = [line for line in self.log.splitlines() if " error : " in line][-2:]
+                    raise RuntimeError("\n".join([f"libvirtd of {self.name} does not answer: {exc}", *errors])) from exc
             time.sleep(0.01)
 
     @property
