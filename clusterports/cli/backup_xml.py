@@ -1,4 +1,4 @@
-"""``clusterports backup-xml``: the XML of a pull backup, with a port that a script holds, for ``virsh backup-begin``."""
+"""``clusterports backup-xml``: the XML of a pull backup with a port that a script holds, for ``virsh backup-begin``."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def backup_xml(
 
     \b
     Examples:
+      clusterports backup-xml in.xml --range backup --dry-run
       read -r port lease fence < <(clusterports backup-xml in.xml --output out.xml --ttl 60 --owner vm-1)
       while sleep 20; do clusterports renew "$lease" >/dev/null || break; done & renewing=$!
-      virsh backup-begin vm-1 out.xml && copy_from "$port" && virsh domjobabort vm-1
+      virsh backup-begin vm-1 out.xml && { nbdcopy "nbd://kvm-07:$port/vda" vda.img; virsh domjobabort vm-1; }
       while virsh backup-dumpxml vm-1 >/dev/null 2>&1; do sleep 0.1; done
       kill "$renewing"; clusterports release "$lease"
     """
@@ -130,7 +131,7 @@ class _Answer(NamedTuple):
 
 def _nothing(settings: Settings, owner: str) -> dict[str, Any]:
     """The layout of ``acquire --json`` where no port is needed."""
-    where = {"host": settings.host or default_host(), "range": None, "protocol": "tcp", "ports": []}
+    where: dict[str, Any] = {"host": settings.host or default_host(), "range": None, "protocol": "tcp", "ports": []}
     return where | {"lease": None, "fence": [], "owner": owner, "expires_in_s": None, "instance": None}
 
 

@@ -7,9 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from clusterports.abc import PortView
-from clusterports.errors import BackendError, LeaseLost, PortInUse, PortsExhausted
-
-from ._binding import binding
+from clusterports.errors import ClusterPortsError, PortInUse, PortsExhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,13 +42,12 @@ def attempt(
     :raises PortsExhausted: so is everything that was tried.
     :raises: what ``take`` or ``start`` raise.
     """
-    libvirt = binding()
     refused: Exception | None = None
     for _ in range(TRIES):
         given = take()
         try:
             return start(given)
-        except libvirt.libvirtError as error:
+        except Exception as error:
             runs = began()
             if runs is None or runs:
                 error.add_note(_kept(given))
@@ -89,7 +86,7 @@ def give_back(port: Allocation, *, foreign: bool = False) -> None:
             port.mark_foreign()
         else:
             port.release()
-    except (BackendError, LeaseLost) as error:
+    except ClusterPortsError as error:
         logger.warning("%s", error)
 
 

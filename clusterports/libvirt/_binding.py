@@ -37,8 +37,7 @@ def binding() -> Any:
 
 def code(error: BaseException) -> int:
     """libvirt's number of an error, 0 for any other."""
-    libvirt = binding()
-    return (error.get_error_code() or 0) if isinstance(error, libvirt.libvirtError) else 0
+    return getattr(error, "get_error_code", int)() or 0
 
 
 def start_events() -> None:

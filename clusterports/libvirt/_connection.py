@@ -44,6 +44,7 @@ class Connection:
         self._lock = threading.Lock()
         self._open: Any = None
         self._registered: list[int] = []
+        self._told_when_broken = False
         if isinstance(connect, str):
             self._check_host(connect)
 
@@ -84,7 +85,11 @@ class Connection:
         return cast("Callable[[], Any]", self._connect)() if callable(self._connect) else self._connect
 
     def _check_host(self, uri: str) -> None:
-        if self._host is None and urlsplit(uri).hostname:
+        try:
+            elsewhere = urlsplit(uri).hostname
+        except ValueError as error:
+            raise ConfigurationError(f"connect: {show(redact_url(uri))} is not a URI: {error}") from None
+        if self._host is None and elsewhere:
             raise ConfigurationError(
                 f"host: must be given for a connection to another machine, {show(redact_url(uri))}: the name under"
                 " which all managers know it"
@@ -92,7 +97,6 @@ class Connection:
 
     def _register(self, connection: Any) -> None:
         libvirt = binding()
-        self._registered = []
         for kind, ended in (
             (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, self._job_ended),
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lived),
@@ -105,15 +109,19 @@ class Connection:
                 logger.warning("no events from libvirt, jobs are looked at now and then: %s", error)
         with suppress(libvirt.libvirtError):  # one that is shared may have such a callback already
             connection.registerCloseCallback(self._broken, None)
+            self._told_when_broken = True
 
     def _let_go(self) -> None:
         connection, self._open = self._open, None
         if connection is None:
             return
-        with suppress(binding().libvirtError):  # it may be broken
-            for number in self._registered:
+        for number in self._registered:
+            with suppress(binding().libvirtError):  # it may be broken
                 connection.domainEventDeregisterAny(number)
-            connection.unregisterCloseCallback()
+        if self._told_when_broken:
+            with suppress(binding().libvirtError):
+                connection.unregisterCloseCallback()
+        self._registered, self._told_when_broken = [], False
         if isinstance(self._connect, str):
             with suppress(binding().libvirtError):
                 connection.close()

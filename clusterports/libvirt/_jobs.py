@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 from clusterports._lease import monotonic
 from clusterports._names import check_name
 from clusterports._text import printable, show
-from clusterports.errors import BackendError, ClusterPortsError, ConfigurationError, PortInUse
+from clusterports.errors import AllocationError, BackendError, ClusterPortsError, ConfigurationError
 
 from ._attempt import give_back
 from ._binding import binding, code
@@ -98,8 +98,6 @@ class HostJobs(ABC, Generic[J]):
         self._heard.put(None)
         if self._thread is not None:
             self._thread.join(CLOSING)
-        if self._thread is None or not self._thread.is_alive():
-            self._connection.close()
         running = [printable(job.domain) for job in self.jobs()]
         if running:
             logger.warning("%s still running on host %r: %s", self.kind, self.host, ", ".join(running))
@@ -136,6 +134,7 @@ class HostJobs(ABC, Generic[J]):
 
     def _look(self, uuid: str) -> None:
         """Something of this domain has ended: what, and does it go on with something else?"""
+        begun = self._ledger.begun_of(uuid)  # before libvirt is asked: its answer says nothing of one begun later
         connection = self._connection.get()
         try:
             using = self._using(connection.lookupByUUIDString(uuid))
@@ -143,7 +142,7 @@ class HostJobs(ABC, Generic[J]):
             if code(error) not in GONE:
                 raise
             using = None
-        for job in self._ledger.over(uuid, using):
+        for job in self._ledger.over(begun, using):
             self._finish(job)
 
     def reconcile(self) -> None:
@@ -160,9 +159,10 @@ class HostJobs(ABC, Generic[J]):
 
     def _reconcile(self) -> None:
         with self._comparing:
+            before = {port.fence for job in self.jobs() for port in job.ports}
             using, names, unread = self._read()
             held = {port.fence: port for port in self._ports.allocations() if port.host == self.host}
-            self._find_again(held.values(), names)
+            self._find_again(held.values(), before, names)
             for job in self._ledger.compare(using, unread, monotonic()):
                 self._finish(job)
             for uuid, numbers in using.items():
@@ -190,15 +190,14 @@ class HostJobs(ABC, Generic[J]):
                     unread.add(uuid)
         return using, names, unread
 
-    def _find_again(self, held: Collection[Allocation], names: Mapping[str, str]) -> None:
-        """What is held by these labels and not known here: an earlier process of this instance took it."""
-        known = {port.fence for job in self._ledger for port in job.ports}
+    def _find_again(self, held: Collection[Allocation], known: Collection[int], names: Mapping[str, str]) -> None:
+        """What is held by these labels and was not known here before: an earlier process of this instance took it."""
         for port in held:
             uuid = port.labels.get(LABEL_DOMAIN, "")
             if port.labels.get(LABEL_JOB) != self.kind or port.fence in known:
                 continue
             jobs = self._ledger.of(uuid)
-            if any(job._busy for job in jobs):  # it was taken this moment
+            if port._released or any(job._busy for job in jobs):  # it was given back, or taken, this moment
                 continue
             self._hold(port, next((job for job in jobs if port.number in job._numbers), None), uuid, names.get(uuid))
 
@@ -208,13 +207,13 @@ class HostJobs(ABC, Generic[J]):
             port = self._ports.adopt(
                 self._home(number), host=self.host, port=number, owner=name, labels=self._labels(uuid)
             )
-        except PortInUse as error:
+        except AllocationError as error:
             logger.debug("%s", error)
             return job
         logger.info("claimed port %d on host %r: %s of %r uses it", number, self.host, self.kind, name)
-        self._heard.put(uuid)  # it may have ended since the list was read
         job = self._hold(port, job, uuid, name)
         job._seen = True
+        self._heard.put(uuid)  # it may have ended since the list was read
         return job
 
     def _hold(self, port: Allocation, job: J | None, uuid: str, name: str | None) -> J:
@@ -240,6 +239,12 @@ class HostJobs(ABC, Generic[J]):
     # ---------------------------------------------------------------- watching
 
     def _watch(self) -> None:
+        try:
+            self._watch_on()
+        finally:
+            self._connection.close()  # here, where nobody waits for a daemon that hangs
+
+    def _watch_on(self) -> None:
         due = monotonic() + (AGAIN if self._trouble else self._interval)
         while True:
             uuid: str | None = ""

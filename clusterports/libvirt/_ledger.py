@@ -30,14 +30,13 @@ class Job:
     ports: list[Allocation]
     """What is held for it now. Empty where no port is needed."""
 
-    def __init__(self, uuid: str, domain: str, host: str, since: float, *, busy: bool = False) -> None:
+    def __init__(self, uuid: str, domain: str, host: str, *, busy: bool = False) -> None:
         self.uuid, self.domain, self.host = uuid, domain, host
         self.ports = []
         self._numbers: frozenset[int] = frozenset()
-        self._since = since
         self._busy = busy  # it is being begun
         self._seen = False  # libvirt has it, or had it
-        self._missing = 0  # how often in a row libvirt did not have it
+        self._missed: float | None = None  # since when libvirt has not had it, each time that it was asked
         self._heard = False  # something ended while it was being begun
         self._over = threading.Event()
 
@@ -96,23 +95,33 @@ class Ledger(list[J]):
             job._busy = False
             return job._heard or any(other is not job and other.uuid == job.uuid for other in self)
 
-    def over(self, uuid: str, using: Using) -> list[J]:
-        """Something of this domain ended, and then libvirt said what it uses: the jobs that are over."""
+    def begun_of(self, uuid: str) -> list[J]:
+        """This domain's jobs, but for those that are being begun: :meth:`begun` says that these must be looked at."""
+        with self._lock:
+            jobs = [job for job in self if job.uuid == uuid]
+            for job in jobs:
+                job._heard = job._heard or job._busy
+            return [job for job in jobs if not job._busy]
+
+    def over(self, jobs: Iterable[J], using: Using) -> list[J]:
+        """Of these, which had been begun before libvirt was asked what their domain uses: those that are over.
+
+        One that nobody has seen yet may still be begun: what ended was another.
+        """
         with self._lock:
             found = []
-            for job in self:
-                if job.uuid == uuid and job._is_over(using):
-                    if job._busy:
-                        job._heard = True
-                    else:
-                        found.append(job)
+            for job in jobs:
+                if not job._is_over(using):
+                    job._seen, job._missed = True, None
+                elif job._seen and job in self:
+                    found.append(job)
             return found
 
     def compare(self, using: Mapping[str, Using], unread: Collection[str], now: float) -> list[J]:
         """What all domains of the host use, but for those that could not be asked: the jobs that are over.
 
-        The list may be older than a job that began meanwhile, so one must be missing twice. One that nobody has seen
-        yet may still be begun on behalf of a manager that died.
+        The list may be older than a job that began meanwhile, so one must be missing twice in a row. One that nobody
+        has seen yet may still be begun, on behalf of a manager that died, or over a connection that broke.
         """
         with self._lock:
             found = []
@@ -120,10 +129,10 @@ class Ledger(list[J]):
                 if job._busy or job.uuid in unread:
                     continue
                 if not job._is_over(using.get(job.uuid)):
-                    job._seen, job._missing = True, 0
-                    continue
-                job._missing += 1
-                if job._missing >= 2 and (job._seen or now - job._since >= LONGEST_BEGIN):
+                    job._seen, job._missed = True, None
+                elif job._missed is None:
+                    job._missed = now
+                elif job._seen or now - job._missed >= LONGEST_BEGIN:
                     found.append(job)
             return found
 

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterports._lease import monotonic
+from clusterports._wants import check_wait
 from clusterports.errors import ClusterPortsError
 from clusterports.ranges import PortRequest
 
@@ -144,6 +145,7 @@ class BackupPorts(HostJobs[Backup]):
             labels=self._labels(uuid, labels),
         )
         job = self._job(uuid, name, busy=True)
+        until = monotonic() + check_wait(wait)
 
         def take() -> Sequence[Allocation]:
             job.ports, job._numbers = [], frozenset()
@@ -155,7 +157,7 @@ class BackupPorts(HostJobs[Backup]):
                 port=request.port,
                 owner=request.owner,
                 labels=request.labels,
-                wait=wait,
+                wait=max(0.0, until - monotonic()),
             )
             job._take(port)
             return (port,)
@@ -170,8 +172,8 @@ class BackupPorts(HostJobs[Backup]):
             except (binding().libvirtError, ClusterPortsError):
                 return None
 
-        self._ledger.enter(job)
         try:
+            self._ledger.enter(job)
             attempt(self._ports, take, [request] if asked.tcp else [], start, began)
             job._seen = True
         except BaseException:
@@ -211,7 +213,7 @@ class BackupPorts(HostJobs[Backup]):
         return frozenset() if found.port is None else frozenset((found.port,))
 
     def _job(self, uuid: str, name: str, *, busy: bool = False) -> Backup:
-        job = Backup(uuid, name, self.host, monotonic(), busy=busy)
+        job = Backup(uuid, name, self.host, busy=busy)
         job._end, job._look = self._end, self._look
         return job
 

@@ -299,6 +299,7 @@ ASKING = {
     "renew": ("7",),
     "release": ("7",),
     "release --force": ("--force", "--yes", "h", "7"),
+    "backup-xml": ("in.xml",),
     "doctor": (),
     "gc": (),
 }
@@ -306,6 +307,7 @@ ASKING = {
 
 def test_ctrl_c(bare: Command) -> None:
     """Ctrl-C ends every command at once and in silence, although its store does not answer."""
+    (bare.directory / "in.xml").write_text("<domainbackup mode='pull'/>")
     with ExitStack() as stack:
         started = {}
         for name, arguments in ASKING.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape
 
 import pytest
 from hypothesis import example, given
@@ -49,7 +48,7 @@ def test_needs_no_port(text: str) -> None:
         (pull("<server transport='tcp' name='h' port='0'/>"), None, "h"),
         (pull("<server name='h' port='&#49;0809'/>"), 10809, "h"),
         (pull("<server port='65535'/>"), 65535, "localhost"),
-        (pull("<server port='1'/><server port='2'/>"), 1, "localhost"),
+        (pull("<server port='1'/><server port='http'/>"), 1, "localhost"),
         (pull("<!-- <server port='7'/> --><x><server port='8'/></x>"), None, "localhost"),
         (pull("<x:server xmlns:x='y' port='7'/><server xmlns:x='y' x:port='8'/>"), None, "localhost"),
         (pull("<![CDATA[<server port='7'/>]]><?server port='8'?>"), None, "localhost"),
@@ -68,7 +67,7 @@ def test_reads(text: str, port: int | None, address: str) -> None:
     ("before", "after"),
     [
         ("<server name='h'/>", "<server name='h' port='10809'/>"),
-        ('<server name="h" />', '<server name="h" port="10809" />'),
+        ('<server name="h>" />', '<server name="h>" port="10809" />'),
         ("<server\r\n name = 'a>/'\r\n></server>", "<server\r\n name = 'a>/' port='10809'\r\n></server>"),
         ("<server/>", "<server port='10809'/>"),
         ("<server></server >", "<server port='10809'></server >"),
@@ -177,7 +176,8 @@ def test_refused(text: str, told: str) -> None:
 
 def attribute(name: str) -> st.SearchStrategy[str]:
     """An attribute with any value, in either quotes, with or without blanks."""
-    value = st.text(st.sampled_from("a0é>/='\"\n\t&< "), max_size=5).map(escape)
+    parts = [*"a0é>/='\"\n\t ", "&amp;", "&lt;"]
+    value = st.lists(st.sampled_from(parts), max_size=5).map("".join)
     blank = st.sampled_from(["", " ", "\r\n"])
     return st.tuples(st.sampled_from("'\""), value, blank, blank, st.sampled_from([" ", "\n\t"])).map(
         lambda t: f"{t[4]}{name}{t[2]}={t[3]}{t[0]}{t[1].replace(t[0], '&#39;' if t[0] == chr(39) else '&quot;')}{t[0]}"
