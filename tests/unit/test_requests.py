@@ -447,7 +447,8 @@ def test_extent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("range", "marks"), [("backup", 32), ("nomad", 1), ("across", 2), ("inside", 0), ("timed", 4), ("", 0), ("elsewhere", 0)]
+    ("range", "marks"),
+    [("backup", 32), ("nomad", 1), ("across", 2), ("inside", 0), ("timed", 4), ("", 0), ("elsewhere", 0)],
 )
 def test_marks(range: str, marks: int) -> None:
     """At most half of what a range can give is marked as foreign: none of one, and none without a range."""
