@@ -592,9 +592,9 @@ class Space:
     # ---------------------------------------------------------------- picking
 
     def _pick(self, asks: Sequence[Ask], ticket: int, *, dry_run: bool = False) -> list[tuple[Ask, int]] | _Refused:
-        """Numbers for all of the asks, taken from now on; or nothing. Foreign marks that are in the way are gone."""
+        """Numbers for all of the asks, taken from now on; or nothing. What is in the way and gives way is gone."""
         if len(asks) == 1 and not dry_run and not self._queue:  # what most ask for; the same as the long way gives
-            _, spans, count, protocol, _, _, _, _, align, rotate, limit, explicit, _ = asks[0]
+            _, spans, count, protocol, _, _, _, _, align, rotate, limit, explicit, *_ = asks[0]
             if count == 1 and not (align or rotate or limit or explicit):
                 taken = self._taken[protocol]
                 for first, last in spans:
@@ -607,12 +607,12 @@ class Space:
         evicted: list[str] = []
         refused: _Refused | None = None
         for index, ask in enumerate(asks):
-            if ask.limit:
+            if ask.limit and not ask.running:
                 earlier = sum(one.range == ask.range and one.owner == ask.owner and one.limit > 0 for one, _ in picked)
                 if self._owned.get((ask.range, ask.owner), 0) + earlier + ask.count > ask.limit:
                     refused = _Refused(index, "limit")
                     break
-            shut = self._wanted_before(ticket, ask) if self._queue else []
+            shut = self._wanted_before(ticket, ask) if self._queue and not ask.running else []
             if ask.explicit:
                 numbers = [] if shut else self._pick_marked(ask, mine, evicted)
             else:
@@ -671,12 +671,12 @@ class Space:
         return [*after, *before, *ask.spans[ask.rotate :]]
 
     def _pick_marked(self, ask: Ask, mine: set[tuple[Protocol4, int]], evicted: list[str]) -> list[int]:
-        """The explicit number, if it is free but for foreign marks."""
+        """The explicit number, if it is free but for what gives way."""
         number = ask.spans[0][0]
         names = self._in_the_way(ask.protocol, number)
         if not names:
             return [] if self._taken[ask.protocol][number] else [number]
-        if any(self._ports[name].state != "foreign" for name in names):
+        if any(self._ports[name].state not in ("foreign", "cooling" if ask.running else "") for name in names):
             return []
         if any((kind, number) in mine for kind in _KINDS[ask.protocol]):
             return []

@@ -48,6 +48,10 @@ class Want:
     def ask(self) -> Ask:
         return self.plan.ask
 
+    def run_already(self) -> None:
+        """The port is that of a job that runs on it."""
+        self.plan = self.plan._replace(ask=self.plan.ask._replace(running=True))
+
     def look_elsewhere(self, numbers: Iterable[int]) -> None:
         """Leave these out from now on."""
         self.refused.update(numbers)

@@ -126,6 +126,9 @@ class Ask(NamedTuple):
     """The one number of the one span is wanted, and no other: it is taken from under a foreign mark."""
     host: str = ""
     """Where the ports will be bound, in a space that is not one host's."""
+    running: bool = False
+    """The explicit number is that of a job that runs on it already: it is taken also while it cools, past the queue and
+    over the limit."""
 
 
 class Wait(NamedTuple):

@@ -161,7 +161,7 @@ def _more(ask: Ask) -> str:
     if not (ask.align or ask.rotate or ask.limit or ask.explicit):
         return ""
     tag = owner_tag(ask.range, ask.owner) if ask.limit else "-"
-    return f"{ask.align} {ask.rotate} {ask.limit} {ask.explicit:d} {tag} {ask.range}"
+    return f"{ask.align} {ask.rotate} {ask.limit} {ask.explicit + ask.running} {tag} {ask.range}"
 
 
 def claim_args(holder: Holder, request: Request, claims: Iterable[Claim]) -> list[Any]:

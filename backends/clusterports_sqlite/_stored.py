@@ -502,7 +502,7 @@ def _are(kind: type, *values: object) -> bool:
 
 def _booked(ask: Ask) -> Ask:
     """What matters of an ask once it was met."""
-    return ask._replace(spans=(), count=1, protocol="tcp", align=0, rotate=0, explicit=False)
+    return ask._replace(spans=(), count=1, protocol="tcp", align=0, rotate=0, explicit=False, running=False)
 
 
 def _dump(ask: Ask) -> str:
@@ -518,7 +518,7 @@ def _parse(text: str) -> Ask:
     if not (
         _are(int, *numbers, *(number for span in ask.spans for number in span))
         and _are(str, ask.range, ask.owner, ask.host, *ask.labels, *ask.labels.values())
-        and _are(bool, ask.explicit)
+        and _are(bool, ask.explicit, ask.running)
         and ask.protocol in _OVER
         and min(numbers) >= 0
     ):

@@ -424,21 +424,17 @@ class AsyncPortAllocator:
     ) -> AsyncAllocation:
         """Take the port of a job that runs already, though nobody holds it: its manager died, or never asked.
 
-        As :meth:`acquire` with a ``port``, but the port is not probed, and taken also while it cools: what it cools
-        for is the very job.
+        As :meth:`acquire` with a ``port``, but the port is not probed, and taken also while it cools, past those who
+        wait for it and over the range's limit: it is in use, whoever else wants it.
 
         :raises: what :meth:`acquire` raises; `PortInUse` if somebody holds it.
         """
         at = self.host if host is None else host
+        check_port(port, protocol)  # it must not be None here
         want = Want(self._ranges, range, host=at, port=port, protocol=protocol, owner=owner, labels=labels)
         await self._start()
-        while not want.given:
-            try:
-                await AsyncTaking(self, [want], probed=False).run()
-            except PortInUse as error:
-                if error.holder.state != "cooling":
-                    raise
-                await self._backend.force(want.plan.space, error.holder)
+        want.run_already()
+        await AsyncTaking(self, [want], probed=False).run()
         return want.given[0]  # type: ignore[return-value]
 
     async def force_release(

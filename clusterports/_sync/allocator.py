@@ -426,21 +426,17 @@ class PortAllocator:
     ) -> Allocation:
         """Take the port of a job that runs already, though nobody holds it: its manager died, or never asked.
 
-        As :meth:`acquire` with a ``port``, but the port is not probed, and taken also while it cools: what it cools
-        for is the very job.
+        As :meth:`acquire` with a ``port``, but the port is not probed, and taken also while it cools, past those who
+        wait for it and over the range's limit: it is in use, whoever else wants it.
 
         :raises: what :meth:`acquire` raises; `PortInUse` if somebody holds it.
         """
         at = self.host if host is None else host
+        check_port(port, protocol)  # it must not be None here
         want = Want(self._ranges, range, host=at, port=port, protocol=protocol, owner=owner, labels=labels)
         self._start()
-        while not want.given:
-            try:
-                Taking(self, [want], probed=False).run()
-            except PortInUse as error:
-                if error.holder.state != "cooling":
-                    raise
-                self._backend.force(want.plan.space, error.holder)
+        want.run_already()
+        Taking(self, [want], probed=False).run()
         return want.given[0]  # type: ignore[return-value]
 
     def force_release(self, host: str, number: int, protocol: Protocol4 = "tcp", *, fence: int | None = None) -> bool:

@@ -904,6 +904,26 @@ class _Conformance:
         assert before == world.settled()
         assert exact(Full(0, None, False)) == exact(two.ask(ask(12, 12)))
 
+    @pytest.mark.parametrize("cooling", ["tcp", "udp", "both"])
+    @pytest.mark.parametrize("asked", ["tcp", "udp", "both"])
+    def test_running(self, world: _World, cooling: Protocol4, asked: Protocol4) -> None:
+        """The number of a job that runs is taken while it cools, past the queue and over a limit."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10, 10, protocol=cooling, cooldown=LONG, owner="vm", limit=2))
+        one.take(ask(11, 11, owner="vm", limit=2))
+        one.release(port)
+        world.open("x").queue(one_port(10, protocol=cooling))
+        wanted = one_port(10, protocol=asked, owner="vm", limit=1)
+        assert isinstance(two.ask(wanted), Full)
+        assert [10] == numbers(two.take(wanted._replace(running=True)))
+        in_the_way = cooling == asked or "both" in (cooling, asked)
+        left = {} if in_the_way else {(cooling, 10): "cooling"}
+        assert {(asked, 10): "held", ("tcp", 11): "held", **left} == world.states()
+        full = one.ask(one_port(10, protocol=asked, running=True))
+        assert isinstance(full, Full)
+        assert full.holder is not None
+        assert ("taken", "held", "two") == (full.why, full.holder.state, full.holder.instance)
+
     # ------------------------------------------------------------ queue
 
     def test_queue(self, world: _World) -> None:

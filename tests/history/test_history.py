@@ -203,7 +203,9 @@ def generate(seed: int, steps: int) -> list[Step]:
         asked = an_ask()
         first = asked.spans[0][0]
         asked = asked._replace(spans=((first, first),), count=1, align=0, rotate=0)
-        wanted = asked._replace(protocol=rng.choice(("tcp", "udp", "both")), explicit=True)
+        wanted = asked._replace(
+            protocol=rng.choice(("tcp", "udp", "both")), explicit=True, running=rng.choice((False, False, True))
+        )
         before: Step = ("acquire", 1, "n", 0, "a", (asked._replace(cooldown=rng.choice((0, 40 * SECOND))),), None)
         marked: Step = ("mark", 1, "m", (0,), 0, asked.range, 30 * SECOND, 50, "")
         waits = acquire((asked._replace(spans=((first, first + 3),), count=4, limit=0),), (5 * SECOND, "n", 0))
@@ -232,7 +234,8 @@ def generate(seed: int, steps: int) -> list[Step]:
                 count=rng.choice((1, 2, 3)), protocol=rng.choice(("tcp", "udp", "both")), limit=rng.choice((0, 0, 0, 3))
             )
             if rng.random() < 0.3:
-                asked = asked._replace(spans=((first, first),), count=1, explicit=True)
+                running = rng.choice((False, False, True))
+                asked = asked._replace(spans=((first, first),), count=1, explicit=True, running=running)
             made += acquire((asked,), (rng.choice((5 * SECOND, 100 * SECOND)), "n", 0))
         ends: list[Step] = [
             *(("release", 1, "m", (0, 1, 2), 0), ("release", 1, "m", (0,), 0)),
@@ -506,7 +509,10 @@ class Player:
             self.ports += [(index, port) for port in (*reply.ports[:5], *reply.ports[5:][-1:])]
             self.seen |= {f"Granted {port.protocol}" for port in reply.ports}
             self.seen |= {
-                name for ask in args[3] for name in ("align", "rotate", "limit", "explicit") if getattr(ask, name)
+                name
+                for ask in args[3]
+                for name in ("align", "rotate", "limit", "explicit", "running")
+                if getattr(ask, name)
             }
             if any(member(kind, port.number) in marked for port in reply.ports for kind in _OVER[port.protocol]):
                 self.seen.add("Granted over a mark")
@@ -957,7 +963,7 @@ def test_histories_reach_everything() -> None:
             "Granted with ticket",
             "preview Granted",
         ),
-        *("align", "rotate", "limit", "explicit", "port held", "port cooling", "port foreign"),
+        *("align", "rotate", "limit", "explicit", "running", "port held", "port cooling", "port foreign"),
         *(f"Full {refusal}" for refusal in (*refusals, "foreign queue")),
         *(f"preview Full {refusal}" for refusal in refusals),
         *("Queued first", "Queued behind", "Queued first now"),

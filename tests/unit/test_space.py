@@ -3400,6 +3400,7 @@ def any_ask(draw: st.DrawFn) -> Ask:
         limit=draw(st.sampled_from([0, 0, 3])),
         owner=draw(st.sampled_from(["", "vm-1"])),
         explicit=explicit,
+        running=explicit and draw(st.booleans()),
     )
 
 
@@ -3522,7 +3523,7 @@ class SmallWorld(RuleBasedStateMachine):
         ]
 
     def nobody_before(self, before: list[Ask], port: Port, asked: Ask) -> None:
-        for wanted in before:
+        for wanted in () if asked.running else before:
             if set(KINDS[wanted.protocol]) & set(KINDS[asked.protocol]):
                 assert not any(first <= port.number <= last for first, last in wanted.spans)
 
@@ -3533,10 +3534,11 @@ class SmallWorld(RuleBasedStateMachine):
         for other in _space._OVER[port.protocol]:
             if (before := self.believed.pop((other, port.number), None)) is not None:
                 renewed, ttl = self.renewed[before.lease]
-                assert self.clock >= renewed + ttl + before.ask.quarantine, f"{port} was {before}"
+                closed = 0 if asked.running else before.ask.quarantine
+                assert self.clock >= renewed + ttl + closed, f"{port} was {before}"
         for kind in KINDS[port.protocol]:
             until, foreign = self.closed.get((kind, port.number), (0, False))
-            assert self.clock >= until or (foreign and asked.explicit)
+            assert self.clock >= until or (foreign and asked.explicit) or asked.running
         if asked.explicit:
             self.forget_marks(port.number)
         view = next(view for view in self.world.view().ports if (view.protocol, view.number) == name)

@@ -2,7 +2,8 @@
 -- KEYS  6, 8 scratch  7 mask: 8,192 times 00001111. Only where an ask is for both protocols or for a block.
 -- ARGV  of each ask: protocol, count, hold, note, more, number of spans, then first and last of each span
 --       hold  quarantine, or quarantine,cooldown,tag: what the record of the port keeps
---       more  '' or: align rotate limit explicit tag range; see Ask in abc.py. The tag stands for range and owner
+--       more  '' or: align rotate limit explicit tag range; see Ask in abc.py. explicit: 2 where it is running. The tag
+--             stands for range and owner
 local function picker(space)
   local call, format, match, floor = redis.call, string.format, string.match, math.floor
   local STATE, PORTS = KEYS[1], KEYS[3]
@@ -135,7 +136,8 @@ local function picker(space)
     local number, found, marked, free = ask.spans[1][1], space.in_the_way(ask.protocol, ask.spans[1][1]), false, #shut == 0
     for _, record in pairs(found) do
       marked = true
-      free = free and string.sub(record, 1, 2) == 'f '
+      local state = string.sub(record, 1, 2)
+      free = free and (state == 'f ' or state == 'c ' and ask.running)
     end
     for _, kind in ipairs(ask.kinds) do
       free = free and not busy[kind][number] and (marked or call('GETBIT', bits[kind], number) == 0)
@@ -170,12 +172,12 @@ local function picker(space)
     local name = 'owned/' .. ask.tag
     local held = tonumber(self.counters[name] or call('HGET', STATE, name) or 0)
     self.counters[name] = held + ask.count
-    return held + ask.count > ask.limit
+    return held + ask.count > ask.limit and not ask.running
   end
 
   local function find_shut(ticket)
     shut = {}
-    if not space.waiting then return end
+    if not space.waiting or ask.running then return end
     before = before or space.wanted(space.tickets(ticket > 0 and format('%016.0f', ticket) or nil))
     for _, place in ipairs(before) do
       local protocol = match(place.wanted, '^%l+')
@@ -215,7 +217,8 @@ local function picker(space)
     local align, rotate, limit, explicit, tag, range = match(ARGV[at + 4], '^(%d+) (%d+) (%d+) (%d) (%S+) (.*)$')
     ask = {protocol = ARGV[at], count = tonumber(ARGV[at + 1]), hold = ARGV[at + 2], note = ARGV[at + 3], range = range,
            align = tonumber(align or 0), rotate = tonumber(rotate or 0), limit = tonumber(limit or 0),
-           explicit = explicit == '1', tag = tag, spans = {}, kinds = space.KINDS[ARGV[at]], shape = ARGV[at] .. '/%05d'}
+           explicit = (explicit or '0') ~= '0', running = explicit == '2', tag = tag, spans = {},
+           kinds = space.KINDS[ARGV[at]], shape = ARGV[at] .. '/%05d'}
     ask.missing = ask.count
     local final = at + 5 + 2 * ARGV[at + 5]
     for i = at + 6, final, 2 do ask.spans[#ask.spans + 1] = {tonumber(ARGV[i]), tonumber(ARGV[i + 1])} end

@@ -235,7 +235,7 @@ local function rare(clock, min_ttl, next_due)
     self.cool(id, cool, cool_records, clock, 2)
   end
 
-  -- Foreign marks that a holder's ask takes away.
+  -- What a holder's ask takes away: foreign marks, and what cools for the very job that runs on it.
   function self.evict(names)
     self.each('ZREM', DUE, names)
     self.free(names, self.records(names))
