@@ -481,9 +481,12 @@ class Vm:
     def start(self, devices: str = "") -> None:
         """Unless it runs."""
         if not self.runs:
-            emulator = shutil.which("qemu-system-x86_64")
-            text = DOMAIN.format(name=self.name, uuid=self.uuid, emulator=emulator, disk=self.disk, devices=devices)
-            self.host.connection.createXML(text, binding().VIR_DOMAIN_START_PAUSED)
+            self.host.connection.createXML(self.xml(devices), binding().VIR_DOMAIN_START_PAUSED)
+
+    def xml(self, devices: str = "") -> str:
+        """What it is started from."""
+        emulator = shutil.which("qemu-system-x86_64")
+        return DOMAIN.format(name=self.name, uuid=self.uuid, emulator=emulator, disk=self.disk, devices=devices)
 
     def kill(self) -> None:
         """QEMU dies; libvirt has noticed."""

@@ -12,5 +12,15 @@ from __future__ import annotations
 
 from ._binding import start_events
 from .backup import Backup, BackupPorts
+from .display import Display, DisplayPorts
+from .migration import migrate, settle_migrations
 
-__all__ = ["Backup", "BackupPorts", "start_events"]
+__all__ = [
+    "Backup",
+    "BackupPorts",
+    "Display",
+    "DisplayPorts",
+    "migrate",
+    "settle_migrations",
+    "start_events",
+]

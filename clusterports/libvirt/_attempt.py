@@ -6,6 +6,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from clusterports._lease import monotonic
 from clusterports.abc import PortView
 from clusterports.errors import ClusterPortsError, PortInUse, PortsExhausted
 
@@ -14,37 +15,42 @@ if TYPE_CHECKING:
 
     from clusterports import Allocation, PortAllocator, PortRequest
 
-__all__ = ["attempt", "give_back", "in_use"]
+__all__ = ["attempt", "give_back", "in_use", "take"]
 
 logger = logging.getLogger("clusterports")
 
 TRIES: Final = 32
 """How often one call lets itself be refused by the host."""
 
+GUESSES: Final = 3
+"""How often, where the host only says that it cannot bind."""
+
 _RESERVED: Final = re.compile(r"Failed to reserve port (\d+)")
+_SPICE: Final = re.compile(r"Spice: .*binding socket to .*:(\d+) failed")
 
 T = TypeVar("T")
 
 
 def attempt(
     ports: PortAllocator,
-    take: Callable[[], Sequence[Allocation]],
+    taken: Callable[[], Sequence[Allocation]],
     requests: Sequence[PortRequest],
     start: Callable[[Sequence[Allocation]], T],
     began: Callable[[], bool | None],
+    blame: Callable[[Exception, Sequence[Allocation]], tuple[set[Allocation], bool]] | None = None,
 ) -> T:
-    """What ``start`` returns, on ports that ``take`` took for these requests.
+    """What ``start`` returns, on ports that ``taken`` took for these requests.
 
     ``began``: after ``start`` has failed, whether it runs all the same; None when that cannot be found out. Then its
-    ports stay held.
+    ports stay held. ``blame``: instead of :func:`in_use`.
 
     :raises PortInUse: a port that was asked for by number is in use on the host.
     :raises PortsExhausted: so is everything that was tried.
-    :raises: what ``take`` or ``start`` raise.
+    :raises: what ``taken`` or ``start`` raise.
     """
     refused: Exception | None = None
-    for _ in range(TRIES):
-        given = take()
+    for tried in range(TRIES):
+        given = taken()
         try:
             return start(given)
         except Exception as error:
@@ -52,14 +58,17 @@ def attempt(
             if runs is None or runs:
                 error.add_note(_kept(given))
                 raise
-            busy = in_use(error, given)
-            explicit = [port for port, asked in zip(given, requests, strict=True) if asked.port is not None]
+            busy, certain = (blame or in_use)(error, given)
+            named = {port for port, asked in zip(given, requests, strict=True) if asked.port is not None}
+            hopeless = not busy or (not certain and (busy <= named or tried + 1 >= GUESSES))
+            # It may be the one that is named, or another; once others were tried with it, it is taken to be that one.
+            blamed = busy & named if busy <= named or refused is not None else set()
             for port in given:
-                give_back(port, foreign=port in busy and port not in explicit)
-            if not busy:
+                give_back(port, foreign=port in busy - named and not hopeless and not blamed)
+            if hopeless:
                 raise
-            if busy <= set(explicit):
-                raise _refusal(next(iter(busy))) from error
+            if blamed:
+                raise _refusal(next(iter(blamed))) from error
             logger.warning(
                 "in use on host %r, as libvirt says: %s",
                 given[0].host,
@@ -70,13 +79,39 @@ def attempt(
     raise PortsExhausted(asked.range or "", *ports._ranges.extent(asked.range or "")) from refused
 
 
-def in_use(error: Exception, given: Sequence[Allocation]) -> set[Allocation]:
-    """Which of the ports are in use on the host, if that is what the error says: all, where it does not say which."""
+def in_use(error: Exception, given: Sequence[Allocation]) -> tuple[set[Allocation], bool]:
+    """Which of the ports are in use on the host, if that is what the error says: all, where it does not say which. And
+    whether that is certain: spice does not say why it cannot bind a port.
+    """
     text = str(error)
-    reserved = {int(number) for number in _RESERVED.findall(text)}
-    if reserved:
-        return {port for port in given if port.number in reserved}
-    return set(given) if "Address already in use" in text else set()
+    for pattern, certain in ((_RESERVED, True), (_SPICE, False)):
+        if numbers := {int(number) for number in pattern.findall(text)}:
+            return {port for port in given if port.number in numbers}, certain
+    return set(given) if "Address already in use" in text else set(), True
+
+
+def take(ports: PortAllocator, requests: Sequence[PortRequest], wait: float = 0.0) -> list[Allocation]:
+    """The ports that all of them ask for, or none.
+
+    :raises: what :meth:`PortAllocator.acquire` raises.
+    """
+    if len(requests) > 1 and not wait:
+        return ports.acquire_many(requests)
+    until = monotonic() + wait
+    given: list[Allocation] = []
+    try:
+        for asked in requests:
+            left = max(0.0, until - monotonic()) if wait else 0.0
+            given.append(
+                ports.acquire(
+                    asked.range, host=asked.host, port=asked.port, owner=asked.owner, labels=asked.labels, wait=left
+                )
+            )
+    except BaseException:
+        for port in given:
+            give_back(port)
+        raise
+    return given
 
 
 def give_back(port: Allocation, *, foreign: bool = False) -> None:

@@ -39,6 +39,7 @@ class BackupXml:
         self._xml = Xml(text, source)
         found: list[Tag] = []
         server: list[Tag] = []
+        self._end_tag = 0
 
         def start(path: list[str], tag: Tag) -> None:
             if len(path) == 1:

@@ -78,9 +78,8 @@ class Connection:
         if isinstance(self._connect, str):
             libvirt = binding()
             connection = libvirt.open(self._connect)
-            if self._events:
-                with suppress(libvirt.libvirtError):  # a driver without a daemon has none
-                    connection.setKeepAlive(*KEEPALIVE)
+            with suppress(libvirt.libvirtError):  # a driver without a daemon has none
+                connection.setKeepAlive(*KEEPALIVE)
             return connection
         return cast("Callable[[], Any]", self._connect)() if callable(self._connect) else self._connect
 

@@ -14,21 +14,21 @@ from clusterports._names import check_name
 from clusterports._text import printable, show
 from clusterports.errors import AllocationError, BackendError, ClusterPortsError, ConfigurationError
 
-from ._attempt import give_back
+from ._attempt import attempt, give_back, take
 from ._binding import binding, code
 from ._connection import Connection
-from ._ledger import J, Ledger, Using
+from ._ledger import LABEL_USE, J, Ledger, Using
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
-    from clusterports import Allocation, PortAllocator
+    from clusterports import Allocation, PortAllocator, PortRequest
 
     from ._connection import Connect
 
-__all__ = ["GONE", "HostJobs"]
+__all__ = ["GONE", "LABEL_DOMAIN", "LABEL_JOB", "HostJobs", "own_labels"]
 
 logger = logging.getLogger("clusterports")
 
@@ -44,6 +44,18 @@ CLOSING: Final = 5.0
 
 GONE: Final = (42, 55)
 """libvirt's errors for a domain that is not there, or not running: NO_DOMAIN and OPERATION_INVALID."""
+
+
+def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str = "") -> dict[str, str]:
+    """A user's labels and ours.
+
+    :raises ConfigurationError: the user's have one of ours.
+    """
+    for key in labels or ():
+        if key in (LABEL_JOB, LABEL_DOMAIN, LABEL_USE):
+            raise ConfigurationError(f"labels: {key!r} is set by clusterports itself")
+    own = {LABEL_JOB: kind, LABEL_DOMAIN: uuid}
+    return {**(labels or {}), **own, **({LABEL_USE: use} if use else {})}
 
 
 class HostJobs(ABC, Generic[J]):
@@ -129,8 +141,45 @@ class HostJobs(ABC, Generic[J]):
         """A new one, of this domain."""
 
     @abstractmethod
-    def _home(self, number: int) -> str | None:
+    def _home(self, number: int, use: str = "") -> str | None:
         """The range that such a port belongs to; None: none."""
+
+    def _begin(
+        self,
+        job: J,
+        requests: Sequence[PortRequest],
+        start: Callable[[Sequence[Allocation]], object],
+        using: Callable[[], Using],
+        until: float = 0.0,
+    ) -> None:
+        """Begin a job on the ports that it needs, as :func:`attempt` does.
+
+        ``using``: what its domain uses. ``until``: on the monotonic clock, how long to wait for a free port.
+        """
+
+        def taken() -> Sequence[Allocation]:
+            job.ports, job._numbers = [], frozenset()
+            for port in take(self._ports, requests, max(0.0, until - monotonic())):
+                job._take(port)
+            return job.ports
+
+        def began() -> bool | None:
+            try:
+                return not job._is_over(using())
+            except (binding().libvirtError, ClusterPortsError):
+                return None
+
+        try:
+            self._ledger.enter(job)
+            attempt(self._ports, taken, requests, start, began)
+            job._seen = True
+        except BaseException:
+            if all(port._released for port in job.ports):
+                self._ledger.strike(job)
+            raise
+        finally:
+            if self._ledger.begun(job):
+                self._heard.put(job.uuid)
 
     def _look(self, uuid: str) -> None:
         """Something of this domain has ended: what, and does it go on with something else?"""
@@ -165,10 +214,10 @@ class HostJobs(ABC, Generic[J]):
             self._find_again(held.values(), before, names)
             for job in self._ledger.compare(using, unread, monotonic()):
                 self._finish(job)
-            for uuid, numbers in using.items():
-                known, lacking = self._ledger.lacking(uuid, numbers or (), held)
+            for uuid, uses in using.items():
+                known, lacking = self._ledger.lacking(uuid, uses or {}, held)
                 for number in lacking:
-                    known = self._adopt(uuid, names[uuid], number, known)
+                    known = self._adopt(uuid, names[uuid], number, (uses or {})[number], known)
 
     def _read(self) -> tuple[dict[str, Using], dict[str, str], set[str]]:
         """What each running domain uses; their names; and who could not be asked."""
@@ -199,13 +248,14 @@ class HostJobs(ABC, Generic[J]):
             jobs = self._ledger.of(uuid)
             if port._released or any(job._busy for job in jobs):  # it was given back, or taken, this moment
                 continue
-            self._hold(port, next((job for job in jobs if port.number in job._numbers), None), uuid, names.get(uuid))
+            mates = (job for job in jobs if port.number in job._numbers or not job._has(port.labels.get(LABEL_USE, "")))
+            self._hold(port, next(mates, None), uuid, names.get(uuid))
 
-    def _adopt(self, uuid: str, name: str, number: int, job: J | None) -> J | None:
+    def _adopt(self, uuid: str, name: str, number: int, use: str, job: J | None) -> J | None:
         """Hold a port that a job of the host uses, unless another manager does."""
         try:
             port = self._ports.adopt(
-                self._home(number), host=self.host, port=number, owner=name, labels=self._labels(uuid)
+                self._home(number, use), host=self.host, port=number, owner=name, labels=self._labels(uuid, use=use)
             )
         except AllocationError as error:
             logger.debug("%s", error)
@@ -223,12 +273,8 @@ class HostJobs(ABC, Generic[J]):
             self._ledger.enter(known)
         return known
 
-    def _labels(self, uuid: str, labels: Mapping[str, str] | None = None) -> dict[str, str]:
-        own = {LABEL_JOB: self.kind, LABEL_DOMAIN: uuid}
-        for key in labels or ():
-            if key in own:
-                raise ConfigurationError(f"labels: {key!r} is set by clusterports itself")
-        return {**(labels or {}), **own}
+    def _labels(self, uuid: str, labels: Mapping[str, str] | None = None, use: str = "") -> dict[str, str]:
+        return own_labels(self.kind, uuid, labels, use)
 
     def _finish(self, job: J) -> None:
         if self._ledger.strike(job):

@@ -10,14 +10,19 @@ if TYPE_CHECKING:
 
     from clusterports import Allocation
 
-__all__ = ["LONGEST_BEGIN", "Job", "Ledger", "Using"]
+__all__ = ["LABEL_USE", "LONGEST_BEGIN", "Job", "Ledger", "Using"]
+
+LABEL_USE: Final = "libvirt.port"
+"""A label of a port that is held for a job which may have several: what it is for."""
 
 LONGEST_BEGIN: Final = 60.0
 """Seconds for which a daemon may still carry out what a manager asked of it before it died: it waits up to 30 s for the
 job before, whether or not anybody is there to hear of it."""
 
-Using: TypeAlias = "frozenset[int] | None"
-"""The ports that a domain uses for jobs of this kind, perhaps none; None: it has no such job."""
+Using: TypeAlias = "Mapping[int, str] | None"
+"""The ports that a domain uses for jobs of this kind, perhaps none, and what for ("" where there is but one use); None:
+it has no such job.
+"""
 
 
 class Job:
@@ -49,6 +54,10 @@ class Job:
         """Wait until it is over, at most so many seconds; whether it is."""
         return self._over.wait(timeout)
 
+    def _has(self, use: str) -> bool:
+        """Whether it has a port for this already."""
+        return any(port.labels.get(LABEL_USE, "") == use for port in self.ports)
+
     def __repr__(self) -> str:
         numbers = ", ".join(str(number) for number in sorted(self._numbers)) or "no port"
         state = "over" if self.done else "beginning" if self._busy else "running"
@@ -56,7 +65,7 @@ class Job:
 
     def _is_over(self, using: Using) -> bool:
         """A domain has one job at a time: one on other ports is another one."""
-        return using is None or (self._numbers != using and self._numbers.isdisjoint(using))
+        return using is None or (self._numbers != using.keys() and self._numbers.isdisjoint(using))
 
     def _take(self, port: Allocation) -> None:
         self.ports = [*(other for other in self.ports if other.number != port.number), port]
@@ -136,7 +145,7 @@ class Ledger(list[J]):
                     found.append(job)
             return found
 
-    def lacking(self, uuid: str, using: Iterable[int], held: Collection[int]) -> tuple[J | None, list[int]]:
+    def lacking(self, uuid: str, using: Mapping[int, str], held: Collection[int]) -> tuple[J | None, list[int]]:
         """Which of the ports that a domain uses nobody here holds, and the job that they belong to, if it is known.
 
         ``held``: fences of what we hold. Nothing is lacking while a job is being begun.
@@ -147,5 +156,5 @@ class Ledger(list[J]):
                 return None, []
             ours = {port.number for job in jobs for port in job.ports if port.fence in held}
             numbers = sorted(set(using) - ours)
-            known = (job for job in jobs if not job._is_over(frozenset(using)))
+            known = (job for job in jobs if not job._is_over(using))
             return next(known, None), numbers

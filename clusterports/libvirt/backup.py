@@ -10,7 +10,6 @@ from clusterports._wants import check_wait
 from clusterports.errors import ClusterPortsError
 from clusterports.ranges import PortRequest
 
-from ._attempt import attempt
 from ._backup_xml import BackupXml
 from ._binding import binding, code
 from ._jobs import GONE, HostJobs
@@ -147,42 +146,11 @@ class BackupPorts(HostJobs[Backup]):
         job = self._job(uuid, name, busy=True)
         until = monotonic() + check_wait(wait)
 
-        def take() -> Sequence[Allocation]:
-            job.ports, job._numbers = [], frozenset()
-            if not asked.tcp:
-                return ()
-            port = self._ports.acquire(
-                request.range,
-                host=request.host,
-                port=request.port,
-                owner=request.owner,
-                labels=request.labels,
-                wait=max(0.0, until - monotonic()),
-            )
-            job._take(port)
-            return (port,)
-
         def start(given: Sequence[Allocation]) -> int:
             text = asked.with_port(given[0].number) if given else str(asked)
             return int(found.backupBegin(text, checkpoint, flags))
 
-        def began() -> bool | None:
-            try:
-                return not job._is_over(self._using(found))
-            except (binding().libvirtError, ClusterPortsError):
-                return None
-
-        try:
-            self._ledger.enter(job)
-            attempt(self._ports, take, [request] if asked.tcp else [], start, began)
-            job._seen = True
-        except BaseException:
-            if all(port._released for port in job.ports):
-                self._ledger.strike(job)
-            raise
-        finally:
-            if self._ledger.begun(job):
-                self._heard.put(uuid)
+        self._begin(job, [request] if asked.tcp else [], start, lambda: self._using(found), until)
         return job
 
     def _domain(self, domain: Any) -> Any:
@@ -195,8 +163,9 @@ class BackupPorts(HostJobs[Backup]):
             return connection.lookupByName(domain)
 
     def _end(self, job: Backup) -> None:
-        domain = self._connection.get().lookupByUUIDString(job.uuid)
+        connection = self._connection.get()
         try:
+            domain = connection.lookupByUUIDString(job.uuid)
             if not job._is_over(self._using(domain)):
                 domain.abortJob()
         except binding().libvirtError as error:
@@ -210,12 +179,12 @@ class BackupPorts(HostJobs[Backup]):
             if code(error) in (NO_BACKUP, *GONE):
                 return None
             raise
-        return frozenset() if found.port is None else frozenset((found.port,))
+        return {} if found.port is None else {found.port: ""}
 
     def _job(self, uuid: str, name: str, *, busy: bool = False) -> Backup:
         job = Backup(uuid, name, self.host, busy=busy)
         job._end, job._look = self._end, self._look
         return job
 
-    def _home(self, number: int) -> str | None:
+    def _home(self, number: int, use: str = "") -> str | None:
         return self._ports._ranges.home(self._range, number)

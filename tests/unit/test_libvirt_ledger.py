@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def held(number: int, fence: int = 0) -> Allocation:
-    return cast("Allocation", SimpleNamespace(number=number, fence=fence or number))
+    return cast("Allocation", SimpleNamespace(number=number, fence=fence or number, labels={}))
 
 
 def job(*numbers: int, uuid: str = "d", busy: bool = False, seen: bool = True) -> Job:
@@ -36,7 +36,7 @@ def ledger(*jobs: Job) -> Ledger[Job]:
 
 
 def using(*numbers: int) -> Using:
-    return frozenset(numbers)
+    return dict.fromkeys(numbers, "")
 
 
 def looked(book: Ledger[Job], now: Using, uuid: str = "d") -> list[Job]:
@@ -177,27 +177,27 @@ def test_begun_in_the_end() -> None:
 def test_lacking() -> None:
     """A port that a domain uses and nobody here holds is lacking, with the job that it belongs to."""
     book = ledger()
-    assert (None, [1, 2]) == book.lacking("d", (2, 1), ())
+    assert (None, [1, 2]) == book.lacking("d", {2: "", 1: ""}, ())
     a = job(1, 2)
     book.enter(a)
-    assert (a, [2]) == book.lacking("d", (1, 2), {1})
-    assert (a, []) == book.lacking("d", (1, 2), {1, 2})
-    assert (a, [1]) == book.lacking("d", (1,), ()), "its lease was lost"
+    assert (a, [2]) == book.lacking("d", {1: "", 2: ""}, {1})
+    assert (a, []) == book.lacking("d", {1: "", 2: ""}, {1, 2})
+    assert (a, [1]) == book.lacking("d", {1: ""}, ()), "its lease was lost"
 
 
 def test_lacking_of_another_job() -> None:
     """What a domain uses now does not belong to a job of its that is over."""
-    assert (None, [2]) == ledger(job(1)).lacking("d", (2,), {1})
+    assert (None, [2]) == ledger(job(1)).lacking("d", {2: ""}, {1})
 
 
 def test_lacking_of_another_domain() -> None:
     """A port that is held for another domain's job is not held for this one."""
-    assert (None, [1]) == ledger(job(1, uuid="e")).lacking("d", (1,), {1})
+    assert (None, [1]) == ledger(job(1, uuid="e")).lacking("d", {1: ""}, {1})
 
 
 def test_nothing_lacks_while_one_begins() -> None:
     """The port of a job that is being begun is taken already, or will be given up."""
-    assert (None, []) == ledger(job(1), job(busy=True)).lacking("d", (1, 2), ())
+    assert (None, []) == ledger(job(1), job(busy=True)).lacking("d", {1: "", 2: ""}, ())
 
 
 def test_taken_again() -> None:
@@ -268,9 +268,7 @@ class Host(RuleBasedStateMachine):
             job._seen = True
             self.begun(job)
         else:
-            self.manager.book.strike(job)
-            self.give_back(job)
-            self.begun(job)
+            self.refused(job)
 
     @precondition(lambda self: self.pending)
     @rule(which=st.integers(0, 9))
@@ -297,8 +295,9 @@ class Host(RuleBasedStateMachine):
 
     @rule(domain=st.sampled_from(DOMAINS), number=st.sampled_from(PORTS))
     def somebody_else_begins(self, domain: str, number: int) -> None:
-        """A job that no manager was asked for."""
-        if domain not in self.running and number not in self.running.values():
+        """A job that no manager was asked for, on a port that is not held for the one before it."""
+        taken = {*self.running.values(), *(port.number for port in self.held.values())}
+        if domain not in self.running and number not in taken:
             self.running[domain] = number
 
     @rule(seconds=st.sampled_from([1.0, 10.0, LONGEST_BEGIN / 2 - 1, LONGEST_BEGIN]))
@@ -310,9 +309,7 @@ class Host(RuleBasedStateMachine):
                 if until <= at:
                     self.pending.remove((domain, number, until, job))
                     if job is not None and job in self.manager.book:
-                        self.manager.book.strike(job)
-                        self.give_back(job)
-                        self.begun(job)
+                        self.refused(job)
 
     # ------------------------------------------------ the manager
 
@@ -374,7 +371,7 @@ class Host(RuleBasedStateMachine):
         lists = {domain: now for domain, now in lists.items() if domain not in unread}
         self.finish(book.compare(lists, unread, self.now))
         for domain, now in lists.items():
-            known, lacking = book.lacking(domain, now or (), held)
+            known, lacking = book.lacking(domain, now or {}, held)
             for number in lacking:
                 if number in {port.number for port in self.held.values()}:
                     continue
@@ -388,16 +385,23 @@ class Host(RuleBasedStateMachine):
     # ------------------------------------------------ what all that is for
 
     def using(self, domain: str) -> Using:
-        return frozenset((self.running[domain],)) if domain in self.running else None
+        return {self.running[domain]: ""} if domain in self.running else None
 
     def take(self, domain: str, number: int) -> Any:
         self.fence += 1
-        self.held[self.fence] = port = SimpleNamespace(number=number, fence=self.fence, domain=domain)
+        self.held[self.fence] = port = SimpleNamespace(number=number, fence=self.fence, domain=domain, labels={})
         return port
 
     def begun(self, job: Job) -> None:
         if self.manager.book.begun(job):
             self.told.append(job.uuid)
+
+    def refused(self, job: Job) -> None:
+        """Its port goes back, unless the domain has somebody else's job on it."""
+        if job._is_over(self.using(job.uuid)):
+            self.manager.book.strike(job)
+            self.give_back(job)
+        self.begun(job)
 
     def finish(self, jobs: list[Job]) -> None:
         for job in jobs:

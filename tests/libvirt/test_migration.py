@@ -1,0 +1,233 @@
+"""Live migration of virtual machines between real libvirt daemons, with real QEMU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from clusterports import PortAllocator, PortInUse, PortsExhausted, Settings
+from clusterports.libvirt import migrate, settle_migrations
+from clusterports.libvirt._binding import binding
+from clusterports.libvirt.migration import _comes_in, _goes_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from hypervisors import Host, Vm
+
+PATIENCE = 20.0
+"""Seconds until a test gives up waiting; none takes this long when all is well."""
+
+LIVE = 1 | 32 | 512
+"""VIR_MIGRATE_LIVE, _PAUSED (on arrival) and _UNSAFE: the disk is in reach of both hosts, and caches do not matter."""
+
+PEER2PEER = 2
+NON_SHARED_DISK = 64
+
+SLOW = {"bandwidth": 1}
+"""MiB/s: a migration takes some tenths of a second, in which QEMU listens."""
+
+
+@pytest.fixture
+def ports() -> Iterator[PortAllocator]:
+    """A central manager's: it runs on none of the hosts, and cannot probe them."""
+    with PortAllocator("memory://") as allocator:
+        yield allocator
+
+
+@pytest.fixture
+def connection(h2: Host) -> Iterator[Any]:
+    """To the destination, and nobody else's."""
+    opened = h2.connect()
+    yield opened
+    if opened.isAlive():
+        opened.close()
+
+
+def states(ports: PortAllocator, host: str = "h2") -> dict[int, str]:
+    return {port.number: port.state for seen in ports.status(host).hosts for port in seen.ports}
+
+
+def eventually(expected: object, seen: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while (last := seen()) != expected:
+        assert time.monotonic() < deadline, f"expected {expected!r}, and at last saw {last!r}"
+        time.sleep(0.002)
+
+
+def with_own_disk(vm: Vm, host: Host) -> str:
+    """The domain's document for a host that has a disk of its own for it."""
+    disk = host.folder / "images" / "copied.qcow2"
+    shutil.copy(vm.disk, disk)
+    flags = binding().VIR_DOMAIN_XML_MIGRATABLE | binding().VIR_DOMAIN_XML_SECURE
+    return str(vm.domain.XMLDesc(flags)).replace(str(vm.disk), str(disk))
+
+
+class Watched:
+    """A domain that notes with which parameters it is migrated, and how the ports stand when it is."""
+
+    def __init__(self, vm: Vm, ports: PortAllocator) -> None:
+        self._domain = vm.domain
+        self._ports = ports
+        self.params: list[dict[str, Any]] = []
+        self.states: list[dict[int, str]] = []
+
+    def migrate3(self, destination: Any, params: dict[str, Any], flags: int) -> Any:
+        self._note(params)
+        return self._domain.migrate3(destination, params, flags)
+
+    def migrateToURI3(self, uri: str, params: dict[str, Any], flags: int) -> Any:  # noqa: N802
+        self._note(params)
+        return self._domain.migrateToURI3(uri, params, flags)
+
+    def _note(self, params: dict[str, Any]) -> None:
+        self.params.append(params)
+        self.states.append(states(self._ports))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._domain, name)
+
+
+def test_holds_the_port_meanwhile(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """The port is held, and QEMU listens on it, while the domain moves; then it is free."""
+    vm = h1.vm("vm1")
+    seen: list[dict[int, str]] = []
+
+    def look() -> None:
+        eventually(True, lambda: h2.listens(49152))
+        seen.append(states(ports))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    moved = migrate(ports, vm.domain, connection, host="h2", address=h2.address, params=SLOW, flags=LIVE)
+    looking.join()
+    assert [{49152: "held"}] == seen
+    assert (vm.uuid, ["vm1"], []) == (moved.UUIDString(), h2.running(), h1.running())
+    assert ({}, False) == (states(ports), h2.listens(49152))
+
+
+def test_peer_to_peer(ports: PortAllocator, h1: Host, h2: Host) -> None:
+    """The source's daemon may do it, given the URI of the destination's."""
+    vm = h1.vm("vm1")
+    domain = Watched(vm, ports)
+    assert migrate(ports, domain, h2.uri, host="h2", address=h2.address, flags=LIVE | PEER2PEER, owner="me") is None
+    assert (["vm1"], {}, [{49152: "held"}]) == (h2.running(), states(ports), domain.states)
+    assert f"tcp://{h2.address}:49152" == domain.params[0]["migrate_uri"]
+
+
+def test_storage(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """Where disks are copied, that has a port of its own."""
+    vm = h1.vm("vm1")
+    domain = Watched(vm, ports)
+    params = {"destination_xml": with_own_disk(vm, h2)}
+    flags = LIVE | NON_SHARED_DISK
+    migrate(ports, domain, connection, host="h2", address=h2.address, params=params, flags=flags)
+    assert ([{49152: "held", 49153: "held"}], {}) == (domain.states, states(ports))
+    assert (f"tcp://{h2.address}:49152", 49153) == (domain.params[0]["migrate_uri"], domain.params[0]["disks_port"])
+    assert ["vm1"] == h2.running()
+
+
+def test_explicit_port(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """A port that is named is claimed; when it is held, libvirt is not asked."""
+    domain = Watched(h1.vm("vm1"), ports)
+    params = {"migrate_uri": f"tcp://{h2.address}:20000"}
+    with (
+        ports.acquire(None, host="h2", port=20000),
+        pytest.raises(PortInUse, match=r"^Port 20000/tcp on host 'h2' is held by"),
+    ):
+        migrate(ports, domain, connection, host="h2", params=params, flags=LIVE)
+    assert [] == domain.states
+    migrate(ports, domain, connection, host="h2", params=params, flags=LIVE)
+    assert ([{20000: "held"}], {}, ["vm1"]) == (domain.states, states(ports), h2.running())
+
+
+def test_foreign(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """A foreign process on the port, on IPv4 only: QEMU refuses it, it is marked, and the next one is taken."""
+    vm = h1.vm("vm1")
+    with h2.squat(49152):
+        migrate(ports, vm.domain, connection, host="h2", address=h2.address, flags=LIVE)
+    assert ({49152: "foreign"}, ["vm1"]) == (states(ports), h2.running())
+
+
+def test_foreign_for_storage(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """A foreign process on the port that is named for the disks: QEMU says so, and the other is not suspected."""
+    vm = h1.vm("vm1")
+    params = {"destination_xml": with_own_disk(vm, h2), "disks_port": 49200}
+    with (
+        h2.squat(49200),
+        pytest.raises(PortInUse, match=r"^Port 49200/tcp on host 'h2' is in use by a process outside"),
+    ):
+        migrate(
+            ports, vm.domain, connection, host="h2", address=h2.address, params=params, flags=LIVE | NON_SHARED_DISK
+        )
+    assert ({}, ["vm1"]) == (states(ports), h1.running())
+
+
+def test_failing(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """When a migration fails, nothing stays held."""
+    vm = h1.vm("vm1")
+    vm.disk.rename(vm.disk.with_suffix(".away"))
+    try:
+        with pytest.raises(binding().libvirtError, match=r"vm1\.qcow2"):
+            migrate(ports, vm.domain, connection, host="h2", address=h2.address, flags=LIVE)
+    finally:
+        vm.disk.with_suffix(".away").rename(vm.disk)
+    assert ({}, ["vm1"], []) == (states(ports), h1.running(), h2.running())
+
+
+def test_outcome_unknown(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
+    """When the source's daemon dies, nobody knows how it ends: the port stays held until the destination says."""
+    vm = h1.vm("vm1")
+    source = h1.connect()
+    seen: list[object] = []
+
+    def cut() -> None:
+        eventually(True, lambda: h2.listens(49152))
+        pid = int((h2.folder / "run" / "qemu" / "vm1.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        seen.extend((_goes_out(h1.connection, vm.uuid), _comes_in(h2.connection, vm.uuid), states(ports)))
+        h1.kill()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    domain = source.lookupByUUIDString(vm.uuid)
+    with pytest.raises(binding().libvirtError) as raised:
+        migrate(ports, domain, connection, host="h2", address=h2.address, params=SLOW, flags=LIVE | PEER2PEER)
+    cutting.join()
+    assert ([True, True, {49152: "held"}], {49152: "held"}) == (seen, states(ports))
+    note = "It may have begun all the same. Its ports stay held until libvirt says that it has not: 49152"
+    assert [note] == getattr(raised.value, "__notes__", None)
+    eventually([], lambda: settle_migrations(ports, connection, host="h2"))
+    assert ({}, []) == (states(ports), h2.running())
+
+
+def test_ranges_of_qemu_conf(h1: Host, h2: Host, tmp_path: Path) -> None:
+    """libvirt and clusterports take their ranges from the same lines."""
+    lines = "migration_port_min = 49300\nmigration_port_max = 49301\n"
+    (tmp_path / "qemu.conf").write_text(lines)
+    h2.write_conf(lines)
+    h2.kill()
+    h2.start()
+    vm = h1.vm("vm1")
+    by_libvirt = threading.Thread(target=lambda: eventually(True, lambda: h2.listens(49300)))
+    by_libvirt.start()
+    with PortAllocator("memory://", settings=Settings(libvirt_conf=tmp_path / "qemu.conf")) as ports:
+        gone = Watched(vm, ports)
+        vm.domain.migrate3(h2.connection, {"migrate_uri": f"tcp://{h2.address}", "bandwidth": 1}, LIVE)
+        by_libvirt.join()
+        with pytest.raises(binding().libvirtError, match="Domain not found"):
+            migrate(ports, gone, h2.connection, host="h2", address=h2.address, flags=LIVE)
+        assert ([{49300: "held"}], {}) == (gone.states, states(ports))
+        refused = pytest.raises(PortsExhausted, match=r"in range 'migration' \(49300-49301\)")
+        with ports.acquire("migration", host="h2"), ports.acquire("migration", host="h2"), refused:
+            migrate(ports, gone, h2.connection, host="h2", flags=LIVE)
