@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -63,6 +64,7 @@ def _run(libvirt: Any) -> None:
             libvirt.virEventRunDefaultImpl()
         except libvirt.libvirtError as error:
             logger.warning("libvirt's event loop: %s", error)
+            time.sleep(1.0)
 
 
 def _unprinted(_: object, error: tuple[Any, ...]) -> None:

@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
+from weakref import WeakKeyDictionary
 
 from clusterports._lease import monotonic
 from clusterports._names import check_name
@@ -46,6 +47,10 @@ GONE: Final = (42, 55)
 """libvirt's errors for a domain that is not there, or not running: NO_DOMAIN and OPERATION_INVALID."""
 
 
+_watched: WeakKeyDictionary[PortAllocator, set[tuple[str, str]]] = WeakKeyDictionary()
+"""Who watches which kind of job on which host."""
+
+
 def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str = "") -> dict[str, str]:
     """A user's labels and ours.
 
@@ -69,6 +74,10 @@ class HostJobs(ABC, Generic[J]):
         good = isinstance(interval, int | float) and not isinstance(interval, bool) and 0.1 <= interval <= 3600
         if not good:
             raise ConfigurationError(f"interval: must be a number of seconds from 0.1 to 3600, got {show(interval)}")
+        from clusterports import PortAllocator
+
+        if not isinstance(ports, PortAllocator):
+            raise ConfigurationError(f"ports: must be a PortAllocator, got {show(ports)}")
         self.host = ports.host if host is None else check_name("host", host)
         self._ports = ports
         self._interval = float(interval)
@@ -79,6 +88,7 @@ class HostJobs(ABC, Generic[J]):
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._alone = False
         self._trouble = ""
 
     # ---------------------------------------------------------------- life
@@ -88,12 +98,14 @@ class HostJobs(ABC, Generic[J]):
 
         A daemon or a store that is away is tried again every second.
 
-        :raises ConfigurationError: the connection is to another machine, and ``host`` does not say which.
+        :raises ConfigurationError: the connection is to another machine, and ``host`` does not say which; or another
+            object watches the host already with this allocator.
         """
         with self._starting:
             if self._closed:
                 raise ClusterPortsError(f"This {type(self).__name__} is closed")
             if self._thread is None:
+                self._watch_alone()
                 try:
                     self._reconcile()
                 except (BackendError, binding().libvirtError) as error:
@@ -107,12 +119,23 @@ class HostJobs(ABC, Generic[J]):
         """
         with self._starting:
             self._closed = True
+            if self._alone:
+                _watched[self._ports].discard((self.kind, self.host))
+                self._alone = False
         self._heard.put(None)
         if self._thread is not None:
             self._thread.join(CLOSING)
         running = [printable(job.domain) for job in self.jobs()]
         if running:
             logger.warning("%s still running on host %r: %s", self.kind, self.host, ", ".join(running))
+
+    def _watch_alone(self) -> None:
+        """Two daemons of one host would each take the jobs of the other for ended."""
+        watched = _watched.setdefault(self._ports, set())
+        if not self._alone and (self.kind, self.host) in watched:
+            raise ConfigurationError(f"host: {self.host!r} is watched already, by another object with this allocator")
+        watched.add((self.kind, self.host))
+        self._alone = True
 
     def __enter__(self) -> Self:
         self.start()

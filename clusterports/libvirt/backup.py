@@ -42,9 +42,14 @@ class Backup(Job):
     _look: Callable[[str], None]
 
     @property
-    def port(self) -> Allocation | None:
-        """The port that it serves on; None: it serves on none, but on a socket, or pushes."""
-        return self.ports[0] if self.ports else None
+    def port(self) -> Allocation:
+        """The port that it serves on.
+
+        :raises ClusterPortsError: it has none, and ``ports`` is empty: it serves on a unix socket, or pushes.
+        """
+        if not self.ports:
+            raise ClusterPortsError(f"The backup of {self.domain!r} on host {self.host!r} has no port")
+        return self.ports[0]
 
     def end(self, timeout: float = 60.0) -> None:
         """End the job, and wait until it is over and its port given back. Once it is over this does nothing.

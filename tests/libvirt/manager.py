@@ -37,13 +37,11 @@ def main(task: dict[str, Any]) -> None:
         raw = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "raw"
         for backups in hosts.values():
             for found in backups.jobs():
-                assert found.port is not None
                 tell(found=found.domain, host=found.host, port=found.port.number, fence=found.port.fence)
                 if task.get("resume"):
                     found.end()
         for job in task["jobs"]:
             with hosts[job["host"]].begin(job["domain"], job["xml"]) as backup:
-                assert backup.port is not None
                 tell(began=job["domain"], host=backup.host, port=backup.port.number, fence=backup.port.fence)
                 if task.get("hold"):
                     sys.stdin.readline()

@@ -17,6 +17,7 @@ from unit import fake_libvirt
 from unit.fake_libvirt import PATIENCE, Daemon, Domain, FakeError
 
 from clusterports import (
+    AsyncPortAllocator,
     BackendUnavailable,
     ClusterPortsError,
     ConfigurationError,
@@ -148,7 +149,6 @@ def test_a_backup(store: Store, daemon: Daemon, vm: Domain) -> None:
     ports = store.allocator()
     with store.backups(ports) as backups:
         backup = backups.begin("vm1", PULL, owner="night", labels={"run": "7"})
-        assert backup.port is not None
         assert (10809, 10809, "night", True) == (vm.port, int(backup.port), backup.port.owner, backup.port.valid)
         assert {"run": "7", "libvirt.job": "backup", "libvirt.domain": vm.uuid} == backup.port.labels
         assert (["vm1"], False) == ([job.domain for job in backups.jobs()], backup.done)
@@ -236,10 +236,35 @@ def test_no_port(store: Store, daemon: Daemon, vm: Domain, xml: str) -> None:
     ports = store.allocator()
     backups = store.backups(ports)
     backup = backups.begin("vm1", xml)
-    assert ([xml], None, [], [backup]) == (daemon.begun, backup.port, numbers(ports), backups.jobs())
+    assert ([xml], [], [], [backup]) == (daemon.begun, backup.ports, numbers(ports), backups.jobs())
     backups.reconcile()
     vm.end()
     assert backup.wait(PATIENCE)
+
+
+def test_no_port_to_name(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """The port of a backup that has none is an error, and not None that fails later."""
+    backup = store.backups(store.allocator()).begin("vm1", "<domainbackup><disks/></domainbackup>")
+    with pytest.raises(ClusterPortsError, match=r"^The backup of 'vm1' on host 'h1' has no port$"):
+        print(backup.port)
+
+
+def test_watched_twice(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """One object of an allocator watches a host: two, for two daemons of it, would end each other's jobs."""
+    ports = store.allocator()
+    first = store.backups(ports)
+    first.start()
+    with pytest.raises(ConfigurationError, match="host: 'h1' is watched already"):
+        store.backups(ports).start()
+    store.backups(store.allocator()).start()
+    first.close()
+    store.backups(ports).start()
+
+
+def test_not_an_allocator(store: Store) -> None:
+    """What is no allocator is refused at once; the one for asyncio is another kind."""
+    with pytest.raises(ConfigurationError, match="ports: must be a PortAllocator, got <AsyncPortAllocator"):
+        BackupPorts(AsyncPortAllocator("memory://"))  # type: ignore[arg-type]
 
 
 def test_explicit(store: Store, daemon: Daemon, vm: Domain) -> None:
@@ -248,8 +273,7 @@ def test_explicit(store: Store, daemon: Daemon, vm: Domain) -> None:
     backups = store.backups(ports)
     other = EXPLICIT.replace("10809", "20000")
     assert ["backup", None] == [
-        backups.begin(name, xml).port.range  # type: ignore[union-attr]
-        for name, xml in (("vm1", EXPLICIT), ("vm2", other))
+        backups.begin(name, xml).port.range for name, xml in (("vm1", EXPLICIT), ("vm2", other))
     ]
     assert ([EXPLICIT, other], [10809, 20000]) == (daemon.begun, numbers(ports))
 
@@ -310,7 +334,7 @@ def test_in_use(store: Store, daemon: Daemon, vm: Domain) -> None:
     daemon.foreign = {10809, 10810}
     ports = store.allocator()
     backup = store.backups(ports).begin("vm1", PULL)
-    assert (10811, 10811) == (vm.port, int(backup.port or 0))
+    assert (10811, 10811) == (vm.port, int(backup.port))
     assert {10809: "foreign", 10810: "foreign", 10811: "held"} == store.ports()
 
 
@@ -603,8 +627,8 @@ def test_found(store: Store, vm: Domain) -> None:
     with store.backups(ports) as backups:
         (job,) = backups.jobs()
         assert ("vm1", 10809, "vm1", "backup") == (
-            *(job.domain, int(job.port or 0)),
-            *(job.port and job.port.owner, job.port and job.port.range),
+            *(job.domain, int(job.port)),
+            *(job.port.owner, job.port.range),
         )
         job.end()
         assert [] == numbers(ports)
@@ -633,11 +657,11 @@ def test_not_adopted(store: Store, daemon: Daemon, vm: Domain) -> None:
     """A port that cannot be had does not keep others from being claimed, nor anything from being watched."""
     vm.document = EXPLICIT
     daemon.domains["vm2"].document = EXPLICIT.replace("10809", "10811")
-    limited = store.allocator(ranges=[PortRange("backup", 10809, 10816, limit=1)])
-    limited.acquire("backup", port=10816, owner="vm1")
-    with store.backups(limited) as backups:
+    store.allocator().acquire("backup", port=10809)
+    ports = store.allocator()
+    with store.backups(ports) as backups:
         assert ["vm2"] == [job.domain for job in backups.jobs()]
-    assert [10811, 10816] == numbers(limited)
+    assert [10811] == numbers(ports)
 
 
 # -------------------------------------------------------------------- several managers, one after the other or at once
@@ -654,7 +678,7 @@ def test_resumed(store: Store, daemon: Daemon, vm: Domain) -> None:
     ports = store.allocator(instance="manager")
     with store.backups(ports) as backups:
         (job,) = backups.jobs()
-        assert ("vm1", "night", False) == (job.domain, job.port and job.port.owner, job.done)
+        assert ("vm1", "night", False) == (job.domain, job.port.owner, job.done)
         vm.end()
         assert job.wait(PATIENCE)
         assert [] == numbers(ports)
@@ -704,7 +728,6 @@ def test_lost_and_claimed_again(store: Store, vm: Domain, caplog: pytest.LogCapt
         store.allocator().force_release("h1", 10809)
         asyncio.run(told.wait())
         backups.reconcile()
-    assert backup.port is not None
     assert backup.port is not lost
     assert (True, [backup], {10809: "held"}) == (backup.port.valid, backups.jobs(), store.ports())
     vm.end()
@@ -783,7 +806,7 @@ def test_daemon_away_at_the_start(store: Store, daemon: Daemon, caplog: pytest.L
             backups.begin("vm1", PULL)
         daemon.comes_back()
         eventually([2], lambda: [len(one.calls) for one in daemon.opened])
-    assert 10809 == int(backups.begin("vm1", PULL).port or 0)
+    assert 10809 == int(backups.begin("vm1", PULL).port)
 
 
 @pytest.mark.usefixtures("soon")
@@ -886,7 +909,7 @@ def test_host_must_be_given(store: Store, daemon: Daemon, uri: str, by: str) -> 
     assert "secret" not in str(error.value)
     assert [] == [call for one in daemon.opened for call in one.calls]
     with store.backups(connect=uri if by == "uri" else daemon.open, host="kvm-07") as backups:
-        assert "kvm-07" == backups.begin("vm1", PULL).port.host  # type: ignore[union-attr]
+        assert "kvm-07" == backups.begin("vm1", PULL).port.host
 
 
 @pytest.mark.parametrize(
