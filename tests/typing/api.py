@@ -17,6 +17,7 @@ from clusterports import (
     PortRequest,
     Settings,
 )
+from clusterports.libvirt import Backup, BackupPorts, Display, DisplayPorts, settle_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,10 @@ def threads(count: int, client: Any) -> None:
             assert labels == {}
             port.release()
             ports.release(port)
+        adopted = ports.adopt(None, port=8080, host="kvm-07", owner="vm")
+        assert_type(adopted, Allocation)
+        adopted.mark_foreign(seconds=5)
+        ports.mark_foreign(adopted)
         ports.acquire("backup", protocol="sctp")  # type: ignore[call-overload]
         ports.acquire("backup", count="2")  # type: ignore[call-overload]
         ports.detach()
@@ -93,5 +98,22 @@ async def tasks(count: int) -> None:
             assert_type(int(port), int)
             await port.release()
             await ports.release(port)
+        assert_type(await ports.adopt("backup", port=10810), AsyncAllocation)
         await ports.detach()
     await AsyncPortAllocator("memory://").close(release=False)
+
+
+def libvirt(ports: PortAllocator, domain: Any) -> None:
+    with BackupPorts(ports, "qemu+ssh://kvm-08/system", host="kvm-08", interval=5) as backups:
+        with backups.begin(domain, "<domainbackup/>", owner="vm", labels={"a": "b"}, wait=5) as backup:
+            assert_type(backup, Backup)
+            assert_type((backup.port, backup.ports), tuple[Allocation, list[Allocation]])
+            assert_type((backup.domain, backup.uuid, backup.host, backup.done), tuple[str, str, str, bool])
+            assert_type(backup.wait(1.5), bool)
+        assert_type(backups.jobs(), list[Backup])
+    with DisplayPorts(ports) as displays:
+        assert_type(displays.create("<domain/>"), Display)
+        assert_type(displays.jobs(), list[Display])
+        assert_type(displays.jobs()[0].vnc, int | None)
+    assert_type(settle_migrations(ports, domain, host="kvm-08"), list[Allocation])
+    BackupPorts(AsyncPortAllocator("memory://"))  # type: ignore[arg-type]
