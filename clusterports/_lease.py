@@ -266,7 +266,7 @@ class HeldPort:
     """One port, held under a lease. What both kinds of allocations have in common."""
 
     __slots__ = (
-        *("_acquired", "_lease", "_released", "_revoked"),
+        *("_acquired", "_lease", "_released", "_revoked", "_stays"),
         *("fence", "host", "labels", "number", "owner", "protocol", "range"),
     )
 
@@ -300,6 +300,7 @@ class HeldPort:
         self._acquired = acquired
         self._released = False
         self._revoked = ""  # how it was taken from us
+        self._stays = False  # something runs on it that outlives us: not to be given back when we end
 
     @property
     def valid(self) -> bool:

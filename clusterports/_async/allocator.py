@@ -45,7 +45,7 @@ from .mending import AsyncMending
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -332,6 +332,12 @@ class AsyncPortAllocator:
 
         :raises: what :meth:`acquire` raises, for the first request that cannot be met.
         """
+        return await self._acquire_all(requests)
+
+    async def _acquire_all(
+        self, requests: Iterable[PortRequest], *, skip: Collection[int] = (), wait: float = 0.0
+    ) -> list[AsyncAllocation]:
+        """``skip``: numbers that none of them is to get, but who names one. Only a single request may ``wait``."""
         wants = []
         for request in requests:
             if not isinstance(request, PortRequest):
@@ -342,7 +348,9 @@ class AsyncPortAllocator:
         await self._start()
         for want in wants:
             self._tries_out(want.plan)
-        await AsyncTaking(self, wants).run()
+            if skip and not want.ask.explicit:
+                want.look_elsewhere(skip)
+        await AsyncTaking(self, wants, wait).run()
         return [port for want in wants for port in want.given]  # type: ignore[misc]
 
     async def release(self, allocation: AsyncAllocation) -> None:
@@ -506,6 +514,8 @@ class AsyncPortAllocator:
 
     async def close(self, release: bool = True) -> None:
         """End the heartbeat and give back all ports; with ``release=False`` leave them, as :meth:`detach` does.
+
+        Ports on which a job of libvirt goes on without us are left in any case: they fall when their lease has run out.
 
         :raises BackendError: the store is away; the ports are free when the lease has run out.
         """
@@ -697,6 +707,13 @@ class AsyncPortAllocator:
     async def _leave(self, lease: HostLease, release: bool) -> None:
         if lease.lose():  # from here on its ports are not valid
             lease.left = True
+        if release and lease.left and any(port._stays for port in lease.ports.values()):
+            release = False
+            for port in lease.ports.values():
+                if not port._stays:
+                    port._released = True
+                    self._discard_socket(port)
+                    lease.unreleased[port.fence] = Port(port.number, port.protocol, port.fence)
         if release:
             for port in lease.ports.values():
                 port._released = lease.left

@@ -11,7 +11,7 @@ from clusterports.abc import PortView
 from clusterports.errors import ClusterPortsError, PortInUse, PortsExhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from clusterports import Allocation, PortAllocator, PortRequest
 
@@ -33,13 +33,13 @@ T = TypeVar("T")
 
 def attempt(
     ports: PortAllocator,
-    taken: Callable[[], Sequence[Allocation]],
+    taken: Callable[[Collection[int]], Sequence[Allocation]],
     requests: Sequence[PortRequest],
     start: Callable[[Sequence[Allocation]], T],
     began: Callable[[], bool | None],
     blame: Callable[[Exception, Sequence[Allocation]], tuple[set[Allocation], bool]] | None = None,
 ) -> T:
-    """What ``start`` returns, on ports that ``taken`` took for these requests.
+    """What ``start`` returns, on ports that ``taken`` took for these requests, but for the numbers that it is told.
 
     ``began``: after ``start`` has failed, whether it runs all the same; None when that cannot be found out. Then its
     ports stay held. ``blame``: instead of :func:`in_use`.
@@ -49,14 +49,19 @@ def attempt(
     :raises: what ``taken`` or ``start`` raise.
     """
     refused: Exception | None = None
+    skip: set[int] = set()
     for tried in range(TRIES):
-        given = taken()
+        try:
+            given = taken(skip)
+        except PortsExhausted as error:
+            raise error from refused
         try:
             return start(given)
         except Exception as error:
             runs = began()
             if runs is None or runs:
-                error.add_note(_kept(given))
+                if given:
+                    error.add_note(_kept(given))
                 raise
             busy, certain = (blame or in_use)(error, given)
             named = {port for port, asked in zip(given, requests, strict=True) if asked.port is not None}
@@ -75,6 +80,7 @@ def attempt(
                 ", ".join(str(port.number) for port in given if port in busy),
             )
             refused = error
+            skip.update(port.number for port in busy - named)
     asked = next(asked for asked in requests if asked.port is None)
     raise PortsExhausted(asked.range or "", *ports._ranges.extent(asked.range or "")) from refused
 
@@ -90,23 +96,20 @@ def in_use(error: Exception, given: Sequence[Allocation]) -> tuple[set[Allocatio
     return set(given) if "Address already in use" in text else set(), True
 
 
-def take(ports: PortAllocator, requests: Sequence[PortRequest], wait: float = 0.0) -> list[Allocation]:
-    """The ports that all of them ask for, or none.
+def take(
+    ports: PortAllocator, requests: Sequence[PortRequest], wait: float = 0.0, skip: Collection[int] = ()
+) -> list[Allocation]:
+    """The ports that all of them ask for, or none. ``skip``: numbers that none is to get, but who names one.
 
     :raises: what :meth:`PortAllocator.acquire` raises.
     """
-    if len(requests) > 1 and not wait:
-        return ports.acquire_many(requests)
+    if len(requests) <= 1 or not wait:
+        return ports._acquire_all(requests, skip=skip, wait=wait)
     until = monotonic() + wait
     given: list[Allocation] = []
     try:
         for asked in requests:
-            left = max(0.0, until - monotonic()) if wait else 0.0
-            given.append(
-                ports.acquire(
-                    asked.range, host=asked.host, port=asked.port, owner=asked.owner, labels=asked.labels, wait=left
-                )
-            )
+            given += ports._acquire_all([asked], skip=skip, wait=max(0.0, until - monotonic()))
     except BaseException:
         for port in given:
             give_back(port)
@@ -131,5 +134,5 @@ def _refusal(port: Allocation) -> PortInUse:
 
 
 def _kept(given: Sequence[Any]) -> str:
-    numbers = ", ".join(str(port.number) for port in given) or "none"
+    numbers = ", ".join(str(port.number) for port in given)
     return f"It may have begun all the same. Its ports stay held until libvirt says that it has not: {numbers}"

@@ -20,9 +20,6 @@ __all__ = ["BackupXml"]
 
 ROOT: Final = "domainbackup"
 
-LOCALHOST: Final = "localhost"
-"""Where libvirt serves when it is not told where."""
-
 _NUMBER: Final = re.compile("[1-9][0-9]{0,4}")
 
 
@@ -79,11 +76,6 @@ class BackupXml:
             return None
         return int(self._server.attributes.get("port") or 0) or None
 
-    @property
-    def address(self) -> str:
-        """The name or address that the server listens on."""
-        return LOCALHOST if self._server is None else self._server.attributes.get("name", LOCALHOST)
-
     def with_port(self, number: int, note: str = "") -> str:
         """The document with this port, and all else as it was.
 
@@ -118,7 +110,8 @@ class BackupXml:
     def _server_edit(self, number: int) -> Edit:
         data = self._xml.data
         root = read_tag(data, self._root.at)
-        server = b"<server name='%s' port='%d'/>" % (LOCALHOST.encode(), number)
+        # Not by name: where it has a port in use by IPv4, QEMU would serve on IPv6 alone, and say nothing.
+        server = b"<server name='127.0.0.1' port='%d'/>" % number
         if root.empty:
             return root.slash, root.end, b">" + server + b"</%s>" % ROOT.encode()
         indent = INDENT.match(data, root.end)

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from clusterports._lease import Process
 from clusterports.errors import ClusterPortsError
 
 __all__ = ["binding", "code", "start_events"]
@@ -17,6 +18,7 @@ logger = logging.getLogger("clusterports")
 
 _starting = threading.Lock()
 _loop: threading.Thread | None = None
+_loop_forks = 0
 
 
 @cache
@@ -44,16 +46,21 @@ def code(error: BaseException) -> int:
 def start_events() -> None:
     """Run libvirt's event loop in a thread, and let its errors be raised without being printed as well.
 
-    Once in a process, and before the connection is opened whose events are wanted; again does nothing. Not for a
-    program that has an event loop of its own for libvirt.
+    Once in a process, and before the connection is opened whose events are wanted; again does nothing. It takes the
+    place of an error handler that was registered before. Not for a program that has an event loop of its own for
+    libvirt.
+
+    :raises ClusterPortsError: the loop is the parent's: libvirt's does not live on in a forked child.
     """
-    global _loop  # noqa: PLW0603  # libvirt has one event loop in a process
+    global _loop, _loop_forks  # noqa: PLW0603  # libvirt has one event loop in a process
     libvirt = binding()
+    if _loop is not None and _loop_forks != Process.forks:
+        raise ClusterPortsError("libvirt's event loop is the parent's; fork before libvirt is first used, or spawn")
     with _starting:
         if _loop is None:
             libvirt.registerErrorHandler(_unprinted, None)
             libvirt.virEventRegisterDefaultImpl()
-        if _loop is None or not _loop.is_alive():  # it is not there after a fork
+            _loop_forks = Process.forks
             _loop = threading.Thread(target=_run, args=(libvirt,), name="clusterports-libvirt-events", daemon=True)
             _loop.start()
 

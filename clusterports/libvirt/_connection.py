@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
+from clusterports._lease import Process
 from clusterports._text import redact_url, show
-from clusterports.errors import ConfigurationError
+from clusterports.errors import ClusterPortsError, ConfigurationError
 
 from ._binding import binding, start_events
 
@@ -45,6 +46,11 @@ class Connection:
         self._open: Any = None
         self._registered: list[int] = []
         self._told_when_broken = False
+        self.closed = False
+        """For good: nothing is opened any more."""
+        self._forks = Process.forks
+        self.daemon = ""
+        """Which of the daemons of a host: ``qemu:/system``, however it is reached; "" before the first time."""
         if isinstance(connect, str):
             self._check_host(connect)
 
@@ -52,8 +58,13 @@ class Connection:
         """The connection; a new one, if it was found broken.
 
         :raises libvirtError: the daemon is not there.
+        :raises ClusterPortsError: it was closed, or is the parent's.
         """
+        if self._forks != Process.forks:
+            raise ClusterPortsError("This connection belongs to the parent process; make one after the fork")
         with self._lock:
+            if self.closed:
+                raise ClusterPortsError("Nobody watches this host any more")
             if self._open is not None and self._open.isAlive():
                 return self._open
             self._let_go()
@@ -61,7 +72,8 @@ class Connection:
                 start_events()
             connection = self._opened()
             try:
-                self._check_host(connection.getURI())
+                self._check_host(uri := connection.getURI())
+                self.daemon = f"{urlsplit(uri).scheme.partition('+')[0]}:{urlsplit(uri).path}"
                 self._register(connection)
             except BaseException:
                 self._open = connection

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
 from weakref import WeakKeyDictionary
 
-from clusterports._lease import monotonic
+from clusterports._lease import Process, monotonic
 from clusterports._names import check_name
 from clusterports._text import printable, show
 from clusterports.errors import AllocationError, BackendError, ClusterPortsError, ConfigurationError
@@ -38,7 +38,12 @@ AGAIN: Final = 1.0
 
 LABEL_JOB: Final = "libvirt.job"
 LABEL_DOMAIN: Final = "libvirt.domain"
+LABEL_DAEMON: Final = "libvirt.daemon"
+OWN_LABELS: Final = frozenset((LABEL_JOB, LABEL_DOMAIN, LABEL_DAEMON, LABEL_USE))
 """Labels of the ports that are held for libvirt's jobs: which kind of job, and the domain's UUID."""
+
+STARTING: Final = 10.0
+"""Seconds for which the first comparison is waited for."""
 
 CLOSING: Final = 5.0
 """Seconds for which the end of watching is waited for: a daemon that hangs must not hold up a program that ends."""
@@ -48,7 +53,9 @@ GONE: Final = (42, 55)
 
 
 _watched: WeakKeyDictionary[PortAllocator, set[tuple[str, str]]] = WeakKeyDictionary()
-"""Who watches which kind of job on which host."""
+"""Which kind of job on which host somebody watches."""
+
+_watching = threading.Lock()
 
 
 def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str = "") -> dict[str, str]:
@@ -57,7 +64,7 @@ def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str 
     :raises ConfigurationError: the user's have one of ours.
     """
     for key in labels or ():
-        if key in (LABEL_JOB, LABEL_DOMAIN, LABEL_USE):
+        if key in OWN_LABELS:
             raise ConfigurationError(f"labels: {key!r} is set by clusterports itself")
     own = {LABEL_JOB: kind, LABEL_DOMAIN: uuid}
     return {**(labels or {}), **own, **({LABEL_USE: use} if use else {})}
@@ -87,55 +94,77 @@ class HostJobs(ABC, Generic[J]):
         self._comparing = threading.Lock()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._compared = threading.Event()  # for the first time, or not: then `_fault` may say why
+        self._fault: Exception | None = None
+        self._forks = Process.forks
         self._closed = False
-        self._alone = False
         self._trouble = ""
+        self._of_others: set[int] = set()  # fences
 
     # ---------------------------------------------------------------- life
 
     def start(self) -> None:
         """Find again what runs on the host, and go on watching it. The first call that needs it does so too.
 
-        A daemon or a store that is away is tried again every second.
+        A daemon or a store that is away is tried again every second; one that does not answer is waited for some
+        seconds.
 
         :raises ConfigurationError: the connection is to another machine, and ``host`` does not say which; or another
             object watches the host already with this allocator.
         """
+        binding()
         with self._starting:
-            if self._closed:
-                raise ClusterPortsError(f"This {type(self).__name__} is closed")
+            self._check()
             if self._thread is None:
-                self._watch_alone()
-                try:
-                    self._reconcile()
-                except (BackendError, binding().libvirtError) as error:
-                    self._note(error)
+                with _watching:
+                    watched = _watched.setdefault(self._ports, set())
+                    if (self.kind, self.host) in watched:  # two daemons of a host would end each other's jobs
+                        raise ConfigurationError(
+                            f"host: {self.host!r} is watched already, by another object with this allocator"
+                        )
+                    watched.add((self.kind, self.host))
+                self._compared.clear()
+                self._fault = None
                 self._thread = threading.Thread(target=self._watch, name=f"clusterports-{self.kind}", daemon=True)
                 self._thread.start()
+        if not self._compared.wait(STARTING):
+            logger.warning("host %r has not answered for %g s; it is watched when it does", self.host, STARTING)
+        if self._fault is not None:
+            raise self._fault
 
     def close(self) -> None:
-        """End watching. Nothing is given back: jobs that run go on, and so does their hold on their ports, until the
-        allocator is closed; with ``detach()`` they are found by the next process of this instance.
+        """End watching. Nothing is given back: jobs that run go on and keep their ports until the lease runs out,
+        also when the allocator is closed. A process that comes before that under the same instance name finds them; so
+        end with ``detach()`` if one will.
         """
-        with self._starting:
-            self._closed = True
-            if self._alone:
-                _watched[self._ports].discard((self.kind, self.host))
-                self._alone = False
+        if self._forks != Process.forks:
+            return
+        self._closed = self._connection.closed = True
         self._heard.put(None)
         if self._thread is not None:
             self._thread.join(CLOSING)
-        running = [printable(job.domain) for job in self.jobs()]
+        with _watching:
+            _watched.get(self._ports, set()).discard((self.kind, self.host))
+        running = self.jobs()
+        for job in running:
+            self._leave(job)
         if running:
-            logger.warning("%s still running on host %r: %s", self.kind, self.host, ", ".join(running))
+            names = ", ".join(printable(job.domain) for job in running)
+            logger.warning("%s still running on host %r, and keep their ports: %s", self.kind, self.host, names)
 
-    def _watch_alone(self) -> None:
-        """Two daemons of one host would each take the jobs of the other for ended."""
-        watched = _watched.setdefault(self._ports, set())
-        if not self._alone and (self.kind, self.host) in watched:
-            raise ConfigurationError(f"host: {self.host!r} is watched already, by another object with this allocator")
-        watched.add((self.kind, self.host))
-        self._alone = True
+    def _leave(self, job: J) -> None:
+        """It goes on without us."""
+        for port in job.ports:
+            port._stays = True
+        job._end_of_watch(done=False)
+
+    def _check(self) -> None:
+        if self._forks != Process.forks:
+            raise ClusterPortsError(
+                f"This {type(self).__name__} belongs to the parent process; make one after the fork"
+            )
+        if self._closed:
+            raise ClusterPortsError(f"This {type(self).__name__} is closed")
 
     def __enter__(self) -> Self:
         self.start()
@@ -180,10 +209,14 @@ class HostJobs(ABC, Generic[J]):
         ``using``: what its domain uses. ``until``: on the monotonic clock, how long to wait for a free port.
         """
 
-        def taken() -> Sequence[Allocation]:
+        def taken(skip: Collection[int]) -> Sequence[Allocation]:
             job.ports, job._numbers = [], frozenset()
-            for port in take(self._ports, requests, max(0.0, until - monotonic())):
+            for port in take(self._ports, requests, max(0.0, until - monotonic()), skip):
                 job._take(port)
+            if self._closed:  # while we waited for a port
+                for port in job.ports:
+                    give_back(port)
+                self._check()
             return job.ports
 
         def began() -> bool | None:
@@ -203,6 +236,8 @@ class HostJobs(ABC, Generic[J]):
         finally:
             if self._ledger.begun(job):
                 self._heard.put(job.uuid)
+            if self._closed:
+                self._leave(job)
 
     def _look(self, uuid: str) -> None:
         """Something of this domain has ended: what, and does it go on with something else?"""
@@ -233,6 +268,7 @@ class HostJobs(ABC, Generic[J]):
         with self._comparing:
             before = {port.fence for job in self.jobs() for port in job.ports}
             using, names, unread = self._read()
+            self._check()  # the daemon may have taken its time
             held = {port.fence: port for port in self._ports.allocations() if port.host == self.host}
             self._find_again(held.values(), before, names)
             for job in self._ledger.compare(using, unread, monotonic()):
@@ -254,7 +290,7 @@ class HostJobs(ABC, Generic[J]):
             names[uuid] = domain.name()
             try:
                 using[uuid] = self._using(domain)
-            except libvirt.libvirtError as error:
+            except (ConfigurationError, libvirt.libvirtError) as error:  # the former: XML that is beyond us
                 if code(error) not in GONE:
                     if not connection.isAlive():
                         raise
@@ -268,6 +304,11 @@ class HostJobs(ABC, Generic[J]):
             uuid = port.labels.get(LABEL_DOMAIN, "")
             if port.labels.get(LABEL_JOB) != self.kind or port.fence in known:
                 continue
+            if port.labels.get(LABEL_DAEMON) != self._connection.daemon:
+                if port.fence not in self._of_others:
+                    self._of_others.add(port.fence)
+                    logger.warning("%r is of another libvirt daemon than %s", port, self._connection.daemon)
+                continue
             jobs = self._ledger.of(uuid)
             if port._released or any(job._busy for job in jobs):  # it was given back, or taken, this moment
                 continue
@@ -276,12 +317,21 @@ class HostJobs(ABC, Generic[J]):
 
     def _adopt(self, uuid: str, name: str, number: int, use: str, job: J | None) -> J | None:
         """Hold a port that a job of the host uses, unless another manager does."""
+        before = next((port for port in (job.ports if job else ()) if port.number == number), None)
+        own = {} if before is None else {key: value for key, value in before.labels.items() if key not in OWN_LABELS}
         try:
             port = self._ports.adopt(
-                self._home(number, use), host=self.host, port=number, owner=name, labels=self._labels(uuid, use=use)
+                self._home(number, use),
+                host=self.host,
+                port=number,
+                owner=name if before is None else before.owner,
+                labels=self._labels(uuid, own, use),
             )
-        except AllocationError as error:
+        except (AllocationError, ConfigurationError) as error:  # the latter: a name that is too long, perhaps
             logger.debug("%s", error)
+            return job
+        if self._closed:
+            give_back(port)
             return job
         logger.info("claimed port %d on host %r: %s of %r uses it", number, self.host, self.kind, name)
         job = self._hold(port, job, uuid, name)
@@ -297,24 +347,45 @@ class HostJobs(ABC, Generic[J]):
         return known
 
     def _labels(self, uuid: str, labels: Mapping[str, str] | None = None, use: str = "") -> dict[str, str]:
-        return own_labels(self.kind, uuid, labels, use)
+        if not self._connection.daemon:
+            self._connection.get()
+        return own_labels(self.kind, uuid, labels, use) | {LABEL_DAEMON: self._connection.daemon}
 
     def _finish(self, job: J) -> None:
         if self._ledger.strike(job):
             for port in job.ports:
                 give_back(port)
-            job._over.set()
+            job._end_of_watch(done=True)
 
     # ---------------------------------------------------------------- watching
 
     def _watch(self) -> None:
         try:
-            self._watch_on()
+            if self._compare_first():
+                self._watch_on()
         finally:
+            self._compared.set()
             self._connection.close()  # here, where nobody waits for a daemon that hangs
 
+    def _compare_first(self) -> bool:
+        """Whether there is something to watch."""
+        try:
+            self._reconcile()
+        except ClusterPortsError as error:
+            if not isinstance(error, BackendError):
+                self._fault = error
+                self._thread = None
+                with _watching:
+                    _watched[self._ports].discard((self.kind, self.host))
+                return False
+            self._note(error)
+        except Exception as error:  # noqa: BLE001  # also one of the user's own function that connects
+            self._note(error)
+        self._compared.set()
+        return True
+
     def _watch_on(self) -> None:
-        due = monotonic() + (AGAIN if self._trouble else self._interval)
+        due = self._next()
         while True:
             uuid: str | None = ""
             with suppress(queue.Empty):
@@ -330,7 +401,10 @@ class HostJobs(ABC, Generic[J]):
                 self._note(None)
             except Exception as error:  # noqa: BLE001  # whatever it is, watching goes on
                 self._note(error)
-            due = monotonic() + (AGAIN if self._trouble else self._interval)
+            due = self._next()
+
+    def _next(self) -> float:
+        return monotonic() + (AGAIN if self._trouble else self._interval)
 
     def _note(self, error: Exception | None) -> None:
         """Say it once, not with each attempt."""

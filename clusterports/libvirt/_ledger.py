@@ -43,16 +43,22 @@ class Job:
         self._seen = False  # libvirt has it, or had it
         self._missed: float | None = None  # since when libvirt has not had it, each time that it was asked
         self._heard = False  # something ended while it was being begun
-        self._over = threading.Event()
+        self._done = False
+        self._ended = threading.Event()
 
     @property
     def done(self) -> bool:
         """Whether it is over, and its ports are given back."""
-        return self._over.is_set()
+        return self._done
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is over, at most so many seconds; whether it is."""
-        return self._over.wait(timeout)
+        """Wait until it is over, or nobody watches its host any more, at most so many seconds; whether it is over."""
+        self._ended.wait(timeout)
+        return self._done
+
+    def _end_of_watch(self, *, done: bool) -> None:
+        self._done = self._done or done
+        self._ended.set()
 
     def _has(self, use: str) -> bool:
         """Whether it has a port for this already."""
@@ -68,6 +74,7 @@ class Job:
         return using is None or (self._numbers != using.keys() and self._numbers.isdisjoint(using))
 
     def _take(self, port: Allocation) -> None:
+        port._stays = False  # of a watch before this one
         self.ports = [*(other for other in self.ports if other.number != port.number), port]
         self._numbers |= {port.number}
 

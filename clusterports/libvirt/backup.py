@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterports._lease import monotonic
+from clusterports._lease import Process, monotonic
 from clusterports._wants import check_wait
 from clusterports.errors import ClusterPortsError
 from clusterports.ranges import PortRequest
@@ -16,7 +17,7 @@ from ._jobs import GONE, HostJobs
 from ._ledger import Job, Using
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -38,8 +39,7 @@ AGAIN: Final = 0.25
 class Backup(Job):
     """A backup job of a domain. As a context manager it is ended at the end of the block."""
 
-    _end: Callable[[Backup], None]
-    _look: Callable[[str], None]
+    _jobs: BackupPorts
 
     @property
     def port(self) -> Allocation:
@@ -54,19 +54,28 @@ class Backup(Job):
     def end(self, timeout: float = 60.0) -> None:
         """End the job, and wait until it is over and its port given back. Once it is over this does nothing.
 
-        :raises ClusterPortsError: it is not over after ``timeout`` seconds; its port stays held until it is.
+        What is ended is the domain's job of this moment, so end no backup that ends by itself.
+
+        :raises ClusterPortsError: it is not over after ``timeout`` seconds, and its port stays held until it is; or its
+            host is not watched any more.
         :raises libvirtError: the daemon is not there, or refuses.
         """
         if self.done:
             return
-        self._end(self)
+        self._jobs._check()
         until = monotonic() + timeout
+        refused: list[Exception] = []
+        # Where nobody waits for a daemon, or a QEMU, that hangs.
+        threading.Thread(target=self._jobs._abort, args=(self, refused), name="clusterports-end", daemon=True).start()
         while not self.wait(min(AGAIN, max(0.0, until - monotonic()))):
+            self._jobs._check()
+            if refused:
+                raise refused[0]
             if monotonic() >= until:
                 raise ClusterPortsError(
                     f"The backup of {self.domain!r} on host {self.host!r} is not over after {timeout:g} s"
                 )
-            self._look(self.uuid)
+            self._jobs._heard.put(self.uuid)  # should no event come
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +83,8 @@ class Backup(Job):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._jobs._forks != Process.forks:  # a forked child leaves the block; the backup is the parent's
+            return
         try:
             self.end()
         except (ClusterPortsError, binding().libvirtError) as error:
@@ -138,6 +149,7 @@ class BackupPorts(HostJobs[Backup]):
         :raises: what :meth:`PortAllocator.acquire` raises.
         """
         asked = BackupXml(xml)
+        until = monotonic() + check_wait(wait)
         self.start()
         found = self._domain(domain)
         uuid, name = found.UUIDString(), found.name()
@@ -149,7 +161,6 @@ class BackupPorts(HostJobs[Backup]):
             labels=self._labels(uuid, labels),
         )
         job = self._job(uuid, name, busy=True)
-        until = monotonic() + check_wait(wait)
 
         def start(given: Sequence[Allocation]) -> int:
             text = asked.with_port(given[0].number) if given else str(asked)
@@ -167,15 +178,15 @@ class BackupPorts(HostJobs[Backup]):
         except binding().libvirtError:
             return connection.lookupByName(domain)
 
-    def _end(self, job: Backup) -> None:
-        connection = self._connection.get()
+    def _abort(self, job: Backup, refused: list[Exception]) -> None:
+        """``refused``: where to put what is in the way."""
         try:
-            domain = connection.lookupByUUIDString(job.uuid)
+            domain = self._connection.get().lookupByUUIDString(job.uuid)
             if not job._is_over(self._using(domain)):
                 domain.abortJob()
-        except binding().libvirtError as error:
+        except (binding().libvirtError, ClusterPortsError) as error:
             if code(error) not in GONE:
-                raise
+                refused.append(error)
 
     def _using(self, domain: Any) -> Using:
         try:
@@ -188,7 +199,7 @@ class BackupPorts(HostJobs[Backup]):
 
     def _job(self, uuid: str, name: str, *, busy: bool = False) -> Backup:
         job = Backup(uuid, name, self.host, busy=busy)
-        job._end, job._look = self._end, self._look
+        job._jobs = self
         return job
 
     def _home(self, number: int, use: str = "") -> str | None:

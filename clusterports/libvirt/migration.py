@@ -21,7 +21,7 @@ from ._binding import binding, code
 from ._jobs import GONE, LABEL_DOMAIN, LABEL_JOB, own_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from clusterports import Allocation, PortAllocator
 
@@ -196,8 +196,8 @@ def migrate(
     ]
     held: list[Allocation] = []
 
-    def taken() -> Sequence[Allocation]:
-        held[:] = take(ports, requests, max(0.0, until - monotonic()))
+    def taken(skip: Collection[int]) -> Sequence[Allocation]:
+        held[:] = take(ports, requests, max(0.0, until - monotonic()), skip)
         return held
 
     def start(given: Sequence[Allocation]) -> Any:

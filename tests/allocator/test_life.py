@@ -278,6 +278,19 @@ async def test_detach(kit: Kit) -> None:
     assert {10809: "cooling"} == kit.ports()
 
 
+async def test_job_outlives_its_allocator(kit: Kit) -> None:
+    """A port on which something runs on stays held when all else is given back, until its lease runs out."""
+    ports = kit.allocator()
+    held = await result(ports.acquire("backup", count=2))
+    elsewhere = await result(ports.acquire("backup", host="kvm-08"))
+    held[1]._stays = True
+    await result(ports.close())
+    assert (False, False, False) == (held[0].valid, held[1].valid, elsewhere.valid)
+    assert ({10810: "held"}, {}) == (kit.ports(), kit.ports("kvm-08"))
+    kit.pass_time(31)
+    assert {10810: "cooling"} == kit.ports()
+
+
 async def test_detach_leaves_no_released_port(memory_kit: Kit) -> None:
     """A release that did not get through is made good before the lease is left: the next process must not find it."""
     flaky = memory_kit.flaky()

@@ -26,7 +26,8 @@ from clusterports import (
     PortRange,
     PortsExhausted,
 )
-from clusterports._lease import monotonic
+from clusterports._backends import intact
+from clusterports._lease import Process, monotonic
 from clusterports.libvirt import BackupPorts, _attempt, _binding, _jobs
 from clusterports.libvirt._ledger import LONGEST_BEGIN
 from clusterports_memory import MemoryBackend
@@ -144,13 +145,18 @@ def numbers(ports: PortAllocator) -> list[int]:
 # -------------------------------------------------------------------- begin and end
 
 
+def labels(vm: Domain, kind: str = "backup") -> dict[str, str]:
+    """Of a port that is held for a job."""
+    return {"libvirt.job": kind, "libvirt.domain": vm.uuid, "libvirt.daemon": "qemu:/system"}
+
+
 def test_a_backup(store: Store, daemon: Daemon, vm: Domain) -> None:
     """A port is filled in, held while the job runs, and given back when libvirt says that it is over."""
     ports = store.allocator()
     with store.backups(ports) as backups:
         backup = backups.begin("vm1", PULL, owner="night", labels={"run": "7"})
         assert (10809, 10809, "night", True) == (vm.port, int(backup.port), backup.port.owner, backup.port.valid)
-        assert {"run": "7", "libvirt.job": "backup", "libvirt.domain": vm.uuid} == backup.port.labels
+        assert {"run": "7", **labels(vm)} == backup.port.labels
         assert (["vm1"], False) == ([job.domain for job in backups.jobs()], backup.done)
         vm.end()
         assert backup.wait(PATIENCE)
@@ -339,14 +345,14 @@ def test_in_use(store: Store, daemon: Daemon, vm: Domain) -> None:
 
 
 def test_all_in_use(store: Store, daemon: Daemon) -> None:
-    """After so many tries it is enough; nothing stays held."""
+    """Each port of the range is tried once, also those that are too many to be marked; nothing stays held."""
     daemon.foreign = set(range(10809, 10817))
     ports = store.allocator()
     backups = store.backups(ports)
     with pytest.raises(PortsExhausted, match=r"'backup' \(10809-10816\)") as error:
         backups.begin("vm1", PULL)
     assert isinstance(error.value.__cause__, FakeError)
-    assert _attempt.TRIES == len(daemon.begun)
+    assert 8 == len(set(daemon.begun)) == len(daemon.begun)
     assert ([], []) == (backups.jobs(), numbers(ports))
     assert dict.fromkeys(range(10809, 10813), "foreign") == store.ports()
 
@@ -361,18 +367,34 @@ def test_explicit_in_use(store: Store, daemon: Daemon) -> None:
     assert (1, [], {}) == (len(daemon.begun), backups.jobs(), store.ports())
 
 
+def test_enough_tries(store: Store, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many tries it is enough, though there are more ports."""
+    monkeypatch.setattr(_attempt, "TRIES", 3)
+    daemon.foreign = set(range(10809, 10814))
+    with pytest.raises(PortsExhausted, match=r"'backup' \(10809-10816\)") as error:
+        store.backups(store.allocator()).begin("vm1", PULL)
+    assert isinstance(error.value.__cause__, FakeError)
+    assert 3 == len(daemon.begun)
+
+
+def test_last_one_of_many(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """The one port that is left is found, however many others have."""
+    daemon.foreign = set(range(10809, 10816))
+    assert 10816 == int(store.backups(store.allocator()).begin("vm1", PULL).port) == vm.port
+
+
 def test_wait_is_for_all_tries(store: Store, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seconds to wait are those of the call, not of each try."""
     daemon.foreign = {10809, 10810}
     ports = store.allocator()
     waits: list[float] = []
-    acquire = ports.acquire
+    acquire = ports._acquire_all
 
     def spied(*args: Any, wait: float, **kwargs: Any) -> Any:
         waits.append(wait)
         return acquire(*args, wait=wait, **kwargs)
 
-    monkeypatch.setattr(ports, "acquire", spied)
+    monkeypatch.setattr(ports, "_acquire_all", spied)
     store.backups(ports).begin("vm1", PULL, wait=50.0)
     assert sorted(set(waits), reverse=True) == waits
     assert 50.0 >= waits[0] > waits[2] > 50.0 - PATIENCE
@@ -481,8 +503,7 @@ def test_an_error_and_a_job(store: Store, daemon: Daemon, vm: Domain) -> None:
 def test_the_job_before_ends(store: Store, daemon: Daemon, vm: Domain) -> None:
     """The event of the job before says nothing of one that the daemon was asked for by a process that died."""
     dying = store.allocator(instance="manager")
-    labels = {"libvirt.job": "backup", "libvirt.domain": vm.uuid}
-    dying.acquire("backup", port=10810, labels=labels)
+    dying.acquire("backup", port=10810, labels=labels(vm))
     dying.detach()
     vm.document = EXPLICIT
     ports = store.allocator(instance="manager")
@@ -687,8 +708,8 @@ def test_resumed(store: Store, daemon: Daemon, vm: Domain) -> None:
 def test_resumed_without_a_job(store: Store, vm: Domain, later: Callable[[float], None]) -> None:
     """One whose job is not there may be begun yet on behalf of the dead process, for a while."""
     first = store.allocator(instance="manager")
-    first.acquire("backup", owner="vm1", labels={"libvirt.job": "backup", "libvirt.domain": vm.uuid})
-    first.acquire("backup", labels={"libvirt.job": "display", "libvirt.domain": vm.uuid})
+    first.acquire("backup", owner="vm1", labels=labels(vm))
+    first.acquire("backup", labels=labels(vm, "display"))
     first.acquire("backup")
     first.detach()
     ports = store.allocator(instance="manager")
@@ -722,7 +743,7 @@ def test_lost_and_claimed_again(store: Store, vm: Domain, caplog: pytest.LogCapt
     told = Told()
     ports = store.allocator(ttl=0.4, on_lost=told)
     backups = store.backups(ports)
-    backup = backups.begin("vm1", PULL)
+    backup = backups.begin("vm1", PULL, owner="night", labels={"run": "7"})
     lost = backup.port
     with caplog.at_level(logging.CRITICAL, "clusterports"):
         store.allocator().force_release("h1", 10809)
@@ -730,6 +751,7 @@ def test_lost_and_claimed_again(store: Store, vm: Domain, caplog: pytest.LogCapt
         backups.reconcile()
     assert backup.port is not lost
     assert (True, [backup], {10809: "held"}) == (backup.port.valid, backups.jobs(), store.ports())
+    assert ("night", {"run": "7", **labels(vm)}) == (backup.port.owner, backup.port.labels)
     vm.end()
     assert backup.wait(PATIENCE)
     assert {} == store.ports()
@@ -854,7 +876,7 @@ def test_closed(store: Store, daemon: Daemon, caplog: pytest.LogCaptureFixture) 
     backups.begin("vm1", PULL)
     with caplog.at_level(logging.WARNING, "clusterports"):
         backups.close()
-    assert ["backup still running on host 'h1': vm1"] == caplog.messages
+    assert ["backup still running on host 'h1', and keep their ports: vm1"] == caplog.messages
     backups.close()
     for call in (backups.start, backups.reconcile, lambda: backups.begin("vm2", PULL)):
         with pytest.raises(ClusterPortsError, match="This BackupPorts is closed"):
@@ -969,3 +991,201 @@ def test_no_binding(store: Store, monkeypatch: pytest.MonkeyPatch, module: Any) 
     _binding.binding.cache_clear()
     with pytest.raises(ClusterPortsError, match=r"libvirt: the Python binding .* install clusterports\[libvirt\]"):
         store.backups().begin("vm1", PULL)
+
+
+# -------------------------------------------------------------------- what outlives what
+
+
+def test_fork(store: Store, daemon: Daemon, vm: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child that leaves the block ends nothing of its parent's, and can begin nothing."""
+    backups = store.backups()
+    backup = backups.begin("vm1", PULL)
+    with monkeypatch.context() as child:
+        child.setattr(Process, "forks", Process.forks + 1)
+        backup.__exit__(None, None, None)
+        backups.close()
+        for call in (backup.end, backups.reconcile, lambda: backups.begin("vm2", PULL), backups._connection.get):
+            with pytest.raises(ClusterPortsError, match="belongs to the parent process"):
+                call()
+    assert (False, 0, 10809, {10809: "held"}) == (backup.done, daemon.aborts, vm.port, store.ports())
+    backup.end(PATIENCE)
+    assert {} == store.ports()
+
+
+def test_event_loop_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt's event loop is dead in a forked child, and says so rather than be silent."""
+    monkeypatch.setattr(_binding, "_loop", threading.current_thread())
+    monkeypatch.setattr(_binding, "_loop_forks", Process.forks - 1)
+    with pytest.raises(ClusterPortsError, match="libvirt's event loop is the parent's"):
+        _binding.start_events()
+
+
+def test_backup_outlives_its_manager(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """The port of a backup that goes on when its manager ends in order is given to nobody; who comes back has it."""
+    ports = store.allocator(instance="manager")
+    backups = store.backups(ports)
+    backups.begin("vm1", PULL)
+    ports.acquire("backup")
+    backups.close()
+    ports.close()
+    assert {10809: "held"} == store.ports()
+
+    ports = store.allocator(instance="manager")
+    backups = store.backups(ports)
+    backups.start()
+    (found,) = backups.jobs()
+    assert 10809 == int(found.port)
+    found.end(PATIENCE)
+    ports.close()
+    assert {} == store.ports()
+
+
+def test_wait_when_nobody_watches(store: Store, vm: Domain) -> None:
+    """Who waits for the end of a job is not left waiting when nobody looks any more."""
+    backups = store.backups()
+    backup = backups.begin("vm1", PULL)
+    backups.close()
+    assert (False, False) == (backup.wait(), backup.done)
+    with pytest.raises(ClusterPortsError, match="is closed"):
+        backup.end()
+
+
+def test_begin_outlives_close(store: Store, daemon: Daemon) -> None:
+    """Who gets a port after the end of the watch begins nothing, and gives it back."""
+    ports = store.allocator()
+    backups = store.backups(ports)
+    taken = ports.acquire("backup", count=8)
+    assert isinstance(taken, list)
+    failed: list[Exception] = []
+
+    def begin() -> None:
+        try:
+            backups.begin("vm1", PULL, wait=PATIENCE)
+        except ClusterPortsError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    eventually([1], lambda: [view.waiting for view in intact(store.backend().read(["host:h1"]))])
+    backups.close()
+    taken[0].release()
+    thread.join(PATIENCE)
+    assert (["This BackupPorts is closed"], []) == ([str(error) for error in failed], daemon.begun)
+    assert 10809 not in numbers(ports)
+
+
+# -------------------------------------------------------------------- what hangs, and what is wrong
+
+
+def test_daemon_that_hangs_at_the_start(store: Store, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that does not answer holds up neither a start nor an end; when it answers, its host is watched."""
+    monkeypatch.setattr(_jobs, "STARTING", 0.05)
+    monkeypatch.setattr(_jobs, "CLOSING", 0.05)
+    daemon.domains["vm1"].document = EXPLICIT
+    daemon.hangs.clear()
+    ports = store.allocator()
+    first, second = store.backups(), store.backups(ports)
+    first.start()
+    first.close()
+    second.start()
+    assert [] == second.jobs()
+    daemon.hangs.set()
+    eventually([10809], lambda: numbers(ports))
+
+
+def test_abort_that_hangs(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """Who ends a backup waits no longer than he says, also where libvirt hangs in it."""
+    backup = store.backups().begin("vm1", PULL)
+    released = threading.Event()
+
+    def hang(domain: Domain) -> None:
+        assert released.wait(PATIENCE)
+        domain.end()
+
+    daemon.on_abort = hang
+    with pytest.raises(ClusterPortsError, match=r"^The backup of 'vm1' on host 'h1' is not over after 0\.1 s$"):
+        backup.end(0.1)
+    assert {10809: "held"} == store.ports()
+    released.set()
+    assert backup.wait(PATIENCE)
+
+
+def test_start_again(store: Store, daemon: Daemon) -> None:
+    """A start that failed is no start; one whose function could not connect goes on trying."""
+    daemon.uri = "qemu+ssh://kvm-07/system"
+    ports = store.allocator()
+    backups = store.backups(ports)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="host: must be given"):
+            backups.start()
+    daemon.uri = "qemu:///system"
+    backups.start()
+    with pytest.raises(ConfigurationError, match="is watched already"):
+        store.backups(ports).start()
+
+
+def test_function_that_fails(store: Store, daemon: Daemon, vm: Domain, soon: None) -> None:
+    """What keeps the user's own function from connecting is tried again, as a daemon that is away."""
+    vm.document = EXPLICIT
+    faults = [OSError("no tunnel"), OSError("no tunnel")]
+
+    def connect() -> Any:
+        if faults:
+            raise faults.pop()
+        return daemon.open()
+
+    ports = store.allocator()
+    store.backups(ports, connect).start()
+    eventually([10809], lambda: numbers(ports))
+
+
+def test_other_daemon(store: Store, daemon: Daemon, vm: Domain, later: Callable[[float], None]) -> None:
+    """What another daemon of the host has begun is not ended because this one does not know it."""
+    first = store.allocator(instance="manager")
+    before = store.backups(first)
+    before.begin("vm1", PULL)
+    before.close()
+    first.detach()
+    daemon.uri = "qemu:///session"
+    vm.document = None
+    ports = store.allocator(instance="manager")
+    backups = store.backups(ports)
+    for _ in range(3):
+        backups.reconcile()
+        later(LONGEST_BEGIN)
+    assert ([], [10809]) == (backups.jobs(), numbers(ports))
+
+
+def test_same_daemon_by_another_way(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """It is the same daemon, whether asked from its host or from elsewhere."""
+    first = store.allocator(instance="manager")
+    before = store.backups(first)
+    before.begin("vm1", PULL)
+    before.close()
+    first.detach()
+    daemon.uri = "qemu+ssh://root@h1/system"
+    backups = store.backups(store.allocator(instance="manager"), host="h1")
+    backups.start()
+    assert ["vm1"] == [job.domain for job in backups.jobs()]
+
+
+def test_document_that_is_beyond_us(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """A domain whose backup we cannot read keeps no other from being looked at, and loses nothing."""
+    ports = store.allocator()
+    backups = store.backups(ports)
+    backups.begin("vm1", PULL)
+    vm.document = "<!DOCTYPE x><domainbackup/>"
+    daemon.domains["vm2"].document = EXPLICIT.replace("10809", "10811")
+    for _ in range(3):
+        backups.reconcile()
+    assert [10809, 10811] == numbers(ports)
+
+
+def test_refused_without_a_port(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """Of a begin that needs no port nothing is held, and nothing said of ports."""
+    backups = store.backups()
+    unix = "<domainbackup mode='pull'><server transport='unix' socket='/s'/></domainbackup>"
+    backups.begin("vm1", unix)
+    with pytest.raises(FakeError, match="another job is active") as error:
+        backups.begin("vm1", unix)
+    assert not hasattr(error.value, "__notes__")

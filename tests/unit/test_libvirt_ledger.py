@@ -213,7 +213,7 @@ def test_shown() -> None:
     assert "<Job of 'vm-d' on 'h1': 10809, 10810, beginning>" == repr(a)
     assert "<Job of 'vm-d' on 'h1': no port, running>" == repr(job())
     assert (False, False) == (a.done, a.wait(0))
-    a._over.set()
+    a._end_of_watch(done=True)
     assert (True, True) == (a.done, a.wait())
     assert repr(a).endswith("over>")
 
