@@ -137,7 +137,9 @@ class BackupPorts(HostJobs[Backup]):
         ``domain``: a ``virDomain``, or the name or UUID of one. ``xml``: the ``<domainbackup>``. A TCP server without
         a port gets one of the range; a port that is named is claimed, and not changed; what needs no port, a unix
         socket or push mode, is left alone. Where QEMU says that something else has the port, it is marked as foreign
-        and the next one tried. ``owner``: default the domain's name. ``wait``: seconds to wait for a free port.
+        and the next one tried; name an IPv4 address for that, since QEMU is content with IPv6 where a name, or ``::``,
+        stands for both and only IPv4 is in use. ``owner``: default the domain's name. ``wait``: seconds to wait for a
+        free port.
 
         If the outcome of a begin is not known, since the connection broke, its port stays held until libvirt can be
         asked.
