@@ -143,8 +143,8 @@ class HostJobs(ABC, Generic[J]):
         self._heard.put(None)
         if self._thread is not None:
             self._thread.join(CLOSING)
-        with _watching:
-            _watched.get(self._ports, set()).discard((self.kind, self.host))
+            with _watching:
+                _watched[self._ports].discard((self.kind, self.host))
         running = self.jobs()
         for job in running:
             self._leave(job)

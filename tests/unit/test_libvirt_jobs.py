@@ -260,6 +260,11 @@ def test_watched_twice(store: Store, daemon: Daemon, vm: Domain) -> None:
     ports = store.allocator()
     first = store.backups(ports)
     first.start()
+    second = store.backups(ports)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="host: 'h1' is watched already"):
+            second.start()
+    second.close()
     with pytest.raises(ConfigurationError, match="host: 'h1' is watched already"):
         store.backups(ports).start()
     store.backups(store.allocator()).start()
