@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -326,6 +326,14 @@ def test_ctrl_c(bare: Command) -> None:
     assert dict.fromkeys(ASKING, (130, False, "")) == outcomes
 
 
+def has_opened(pid: int, path: Path) -> bool:
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile, or has no name
+            if file.samefile(path):
+                return True
+    return False
+
+
 @pytest.mark.parametrize("arguments", [("acquire",), ("run", "--", "echo", "started")])
 def test_ctrl_c_while_the_file_is_locked(arguments: tuple[str, ...], bare: Command) -> None:
     """The same goes for a file that somebody else keeps locked."""
@@ -334,9 +342,8 @@ def test_ctrl_c_while_the_file_is_locked(arguments: tuple[str, ...], bare: Comma
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         process = bare.start(*arguments, CLUSTERPORTS_TIMEOUT="3600")
-        opened = Path(f"/proc/{process.pid}/fd")
         deadline = time.monotonic() + PATIENCE
-        while not any(file.exists() and file.samefile(path) for file in opened.iterdir()):
+        while not has_opened(process.pid, path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

@@ -124,7 +124,7 @@ class Daemon:
     def breaks(self, *, up: bool = False) -> None:
         """It is gone, and with it all connections; its domains run on. ``up``: it is there again at once."""
         self.up = up
-        for connection in self.opened:
+        for connection in list(self.opened):  # who is told may open another at once
             if connection.alive:
                 connection.alive = False
                 if connection.closed is not None:
