@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -323,7 +325,7 @@ def test_ends_while_the_daemon_is_dead(ports: PortAllocator, comparing: BackupPo
     backup = comparing.begin(vm.domain, vm.backup_xml())
     pid = vm.pid
     h1.kill()
-    subprocess.run(["kill", "-9", str(pid)], check=True)
+    os.kill(pid, signal.SIGKILL)
     h1.start()
     assert backup.wait(PATIENCE)
     assert {} == states(ports)
@@ -343,7 +345,7 @@ def test_daemon_killed_in_a_begin(
         except Exception as error:  # noqa: BLE001  # for the test to look at
             outcome.set_exception(error)
 
-    subprocess.run(["kill", "-STOP", str(vm.pid)], check=True)  # so that it does not answer libvirtd
+    os.kill(vm.pid, signal.SIGSTOP)  # so that it does not answer libvirtd
     threading.Thread(target=begin).start()
     eventually({10809: "held"}, lambda: states(ports))
     eventually(True, lambda: domain.controlInfo()[0] != 0)  # QEMU was asked
@@ -353,7 +355,7 @@ def test_daemon_killed_in_a_begin(
     assert "libvirtError" == type(error).__name__
     assert "Its ports stay held" in "".join(error.__notes__)
     assert ({10809: "held"}, ["vm1"]) == (states(ports), [job.domain for job in comparing.jobs()])
-    subprocess.run(["kill", "-KILL", str(vm.pid)], check=True)
+    os.kill(vm.pid, signal.SIGKILL)
     monkeypatch.setattr(_ledger, "LONGEST_BEGIN", 0.0)
     h1.start()
     eventually({}, lambda: states(ports))
