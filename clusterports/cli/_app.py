@@ -37,6 +37,7 @@ COMMANDS = {
     "renew": "Keep what `acquire` gave for longer.",
     "release": "Give back what `acquire` gave, or take a port by force.",
     "backup-xml": "Fill a port into the XML of a libvirt backup, for virsh.",
+    "exporter": "Serve figures of the cluster to Prometheus.",
     "doctor": "Find out what is wrong, and how to cure it.",
     "gc": "Take back what is due, and remove what is empty.",
     "demo": "See it work on three hosts, one of which dies.",

@@ -37,6 +37,7 @@ __all__ = [
     "complete_range",
     "end",
     "end_in_order",
+    "log_to_stderr",
     "on_terminal",
     "say",
     "shared",
@@ -213,7 +214,7 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
         if common.quiet and common.verbose:
             raise ConfigurationError("quiet: must not be given together with verbose")
         if common.verbose and ctx.parent is not None:
-            _log_to_stderr()
+            log_to_stderr(logging.INFO)
         ctx.obj = common
         function(common, **values)
 
@@ -229,7 +230,8 @@ class _Say(logging.Handler):
         say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr(level: int) -> None:
+    """What the library logs, from this level on, as lines for people."""
     logger = logging.getLogger("clusterports")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.addHandler(_Say())
