@@ -92,7 +92,7 @@ def target(url: str, socket_timeout: float) -> Target:
         connection_arguments(f"{base}://{login}{at}{host}{path}", socket_timeout, where) for host in hosts.split(",")
     ]
     for name in ("host", "port"):
-        if name in parse_qs(urlsplit(url).query):
+        if name in parse_qs(urlsplit(f"//host{path}").query):  # a list of hosts is no part of a URL to all of Python
             raise ConfigurationError(f"url: {where}: option {name!r} cannot be set here")
     if not all(given.get("host") for given in found):
         raise ConfigurationError(f"url: {where}: a host is empty; {like}")
