@@ -456,6 +456,5 @@ async def test_refused_after_a_lost_reply(fake_redis: servers.FakeRedisStore, ca
         def seen() -> list[int]:
             return [port.number for port in ports.status().hosts[0].ports]
 
-        assert [10809, 10810] == seen()
-        await eventually([10809], seen)
+        await eventually([10809], seen)  # the heartbeat comes at once, perhaps before anybody has looked
         assert kept.valid
