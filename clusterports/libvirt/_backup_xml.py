@@ -14,7 +14,7 @@ from clusterports._text import printable, show
 from clusterports.errors import ConfigurationError
 from clusterports.ranges import MAX_PORT, PORT_BOUND
 
-from ._xml import INDENT, Edit, Tag, Xml, attribute_edits, edited, read_tag
+from ._xml import Edit, Tag, Xml, attribute_edits, edited, first_child, read_tag
 
 __all__ = ["BackupXml"]
 
@@ -114,5 +114,4 @@ class BackupXml:
         server = b"<server name='127.0.0.1' port='%d'/>" % number
         if root.empty:
             return root.slash, root.end, b">" + server + b"</%s>" % ROOT.encode()
-        indent = INDENT.match(data, root.end)
-        return root.end, root.end, (indent[0] if indent else b"") + server
+        return first_child(data, root, server)

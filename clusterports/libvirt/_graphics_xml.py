@@ -17,7 +17,7 @@ from clusterports._text import show
 from clusterports.errors import ConfigurationError
 from clusterports.ranges import MAX_PORT, PORT_BOUND
 
-from ._xml import INDENT, Edit, Tag, Xml, attribute_edits, edited, read_tag
+from ._xml import Edit, Tag, Xml, attribute_edits, edited, first_child, read_tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -225,5 +225,4 @@ class GraphicsXml:
         root = read_tag(self._xml.data, self._root.at)
         if root.empty:
             raise ConfigurationError("domain XML: the domain has no name")
-        indent = INDENT.match(self._xml.data, root.end)
-        return root.end, root.end, (indent[0] if indent else b"") + element
+        return first_child(self._xml.data, root, element)

@@ -40,7 +40,8 @@ LABEL_JOB: Final = "libvirt.job"
 LABEL_DOMAIN: Final = "libvirt.domain"
 LABEL_DAEMON: Final = "libvirt.daemon"
 OWN_LABELS: Final = frozenset((LABEL_JOB, LABEL_DOMAIN, LABEL_DAEMON, LABEL_USE))
-"""Labels of the ports that are held for libvirt's jobs: which kind of job, and the domain's UUID."""
+"""Labels of the ports that are held for libvirt's jobs: which kind of job, the domain's UUID, which daemon of the host,
+and what for, where a job may have several."""
 
 STARTING: Final = 10.0
 """Seconds for which the first comparison is waited for."""

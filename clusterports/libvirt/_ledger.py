@@ -103,18 +103,21 @@ class Ledger(list[J]):
 
     def of(self, uuid: str) -> list[J]:
         with self._lock:
-            return [job for job in self if job.uuid == uuid]
+            return self._of(uuid)
+
+    def _of(self, uuid: str) -> list[J]:
+        return [job for job in self if job.uuid == uuid]
 
     def begun(self, job: J) -> bool:
         """Its begin has come to an end, well or not; whether somebody should look what became of it, or of others."""
         with self._lock:
             job._busy = False
-            return job._heard or any(other is not job and other.uuid == job.uuid for other in self)
+            return job._heard or any(other is not job for other in self._of(job.uuid))
 
     def begun_of(self, uuid: str) -> list[J]:
         """This domain's jobs, but for those that are being begun: :meth:`begun` says that these must be looked at."""
         with self._lock:
-            jobs = [job for job in self if job.uuid == uuid]
+            jobs = self._of(uuid)
             for job in jobs:
                 job._heard = job._heard or job._busy
             return [job for job in jobs if not job._busy]
@@ -158,7 +161,7 @@ class Ledger(list[J]):
         ``held``: fences of what we hold. Nothing is lacking while a job is being begun.
         """
         with self._lock:
-            jobs = [job for job in self if job.uuid == uuid]
+            jobs = self._of(uuid)
             if any(job._busy for job in jobs):
                 return None, []
             ours = {port.number for job in jobs for port in job.ports if port.fence in held}

@@ -14,14 +14,14 @@ from clusterports.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["INDENT", "Edit", "Places", "Tag", "Xml", "attribute_edits", "edited", "read_tag"]
+__all__ = ["Edit", "Places", "Tag", "Xml", "attribute_edits", "edited", "first_child", "read_tag"]
 
 # Only what a parser has accepted is looked at with these, so they need not know what is allowed in a name.
 _TAG: Final = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE: Final = re.compile(rb"""\s+([^\s=]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _TAG_END: Final = re.compile(rb"\s*(/?)>")
 
-INDENT: Final = re.compile(rb"\r?\n[ \t]*(?=<)")
+_INDENT: Final = re.compile(rb"\r?\n[ \t]*(?=<)")
 """What stands between two tags that are on lines of their own."""
 
 Edit: TypeAlias = tuple[int, int, bytes]
@@ -135,6 +135,12 @@ def attribute_edits(data: bytes, at: int, values: Mapping[str, str]) -> list[Edi
         else:
             more += b" " + name.encode() + b"=" + quote + value.encode() + quote
     return [*edits, (tag.attributes_end, tag.attributes_end, more)] if more else edits
+
+
+def first_child(data: bytes, tag: Places, element: bytes) -> Edit:
+    """An element before all else in another, indented as what follows it."""
+    indent = _INDENT.match(data, tag.end)
+    return tag.end, tag.end, (indent[0] if indent else b"") + element
 
 
 def edited(data: bytes, edits: Iterable[Edit]) -> bytes:
