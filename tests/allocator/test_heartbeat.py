@@ -203,10 +203,11 @@ async def test_heartbeat_keeps_the_lease(memory_kit: Kit) -> None:
 
 async def test_heartbeat_clears_up_behind_others(memory_kit: Kit) -> None:
     """What a dead manager left behind is reclaimed by the heartbeats of the living, however much it is."""
-    dead = memory_kit.allocator(ttl=0.5, virtual=False, ranges=[PortRange("r", 1, 5000, quarantine=0)])
+    dead = memory_kit.allocator(ttl=2, virtual=False, ranges=[PortRange("r", 1, 5000, quarantine=0)])
     await result(dead.acquire("r", count=1000))
     await result(dead.detach())
-    alive = memory_kit.allocator(ttl=1, virtual=False)
+    # long enough for a busy machine: who has lost its own lease clears up behind nobody
+    alive = memory_kit.allocator(ttl=6, virtual=False)
     kept = await result(alive.acquire("backup"))
 
     async def seen() -> list[int]:
