@@ -31,6 +31,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._async.allocator import AsyncAllocation, AsyncPortAllocator
     from ._sync.allocator import Allocation, PortAllocator
+    from .events import PortEvent
     from .ranges import PortRange, PortRequest
     from .settings import Settings
     from .status import ClusterStatus
@@ -53,6 +54,7 @@ __all__ = [
     "NotReplicated",
     "PortAllocator",
     "PortBusy",
+    "PortEvent",
     "PortInUse",
     "PortRange",
     "PortRequest",
@@ -66,6 +68,7 @@ _LATER = {
     "AsyncPortAllocator": "._async.allocator",
     "ClusterStatus": ".status",
     "PortAllocator": "._sync.allocator",
+    "PortEvent": ".events",
     "PortRange": ".ranges",
     "PortRequest": ".ranges",
     "Settings": ".settings",

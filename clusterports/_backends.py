@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
+from .abc import EVENTS
 from .errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,14 +50,18 @@ def set_in(origin: Origin | None) -> Iterator[None]:
         raise ConfigurationError(f"url ({origin}): {text.removeprefix('url: ')}") from error.__cause__
 
 
-def connect(url: str | None, *, timeout: float, client: Any = None, origin: Origin | None = None) -> Backend:
+def connect(
+    url: str | None, *, timeout: float, events: int = EVENTS, client: Any = None, origin: Origin | None = None
+) -> Backend:
     with set_in(origin):
-        return driver(url, client).connect(url or "", timeout=timeout, client=client)
+        return driver(url, client).connect(url or "", timeout=timeout, client=client, events=events)
 
 
-def connect_async(url: str | None, *, timeout: float, client: Any = None, origin: Origin | None = None) -> AsyncBackend:
+def connect_async(
+    url: str | None, *, timeout: float, events: int = EVENTS, client: Any = None, origin: Origin | None = None
+) -> AsyncBackend:
     with set_in(origin):
-        return driver(url, client).connect_async(url or "", timeout=timeout, client=client)
+        return driver(url, client).connect_async(url or "", timeout=timeout, client=client, events=events)
 
 
 def intact(views: Iterable[SpaceView | BackendError]) -> list[SpaceView]:

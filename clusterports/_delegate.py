@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from .abc import AsyncBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .abc import (
         Ask,
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Claim,
         Claimed,
         Closed,
+        Events,
         Full,
         Gone,
         Granted,
@@ -124,6 +125,9 @@ class Delegate(AsyncBackend):
 
     async def spaces(self, instance: str | None = None) -> list[str]:
         return await self.call(self._sync.spaces, instance)
+
+    async def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        return await self.call(self._sync.events, cursors, limit)
 
     async def close(self) -> None:
         await self.call(self._sync.close)

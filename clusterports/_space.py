@@ -35,6 +35,7 @@ from .abc import (
     Ask,
     Claimed,
     Closed,
+    Event,
     Full,
     Gone,
     Granted,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal
 
-    from .abc import Claim, Holder, Protocol4, Renewal, Request, Wait
+    from .abc import Claim, EventKind, Holder, Protocol4, Renewal, Request, Wait
 
 __all__ = ["GRAIN", "MAX_GAP", "STEP", "Space"]
 
@@ -188,6 +189,8 @@ class Space:
         self._queue: dict[int, tuple[_Lease, Ask]] = {}  # by ticket
         self.stirred = False
         """Somebody in the queue may have got its turn. For the backend, which sets it back."""
+        self.told: list[Event] | None = None
+        """What the steps did, with no age yet: for the backend's log, which takes it away. None: there is no log."""
         self._due: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []  # of _due; outdated entries stay until they come up
 
@@ -249,6 +252,7 @@ class Space:
             lease.done[number] = None  # so that a late copy of this request is not granted
             if wait is None or not wait.window or picked.why == "limit":
                 self._leave(ticket)
+                self._tell_refused(lease, asks[picked.ask])
                 return Full(picked.ask, self._explicit(now, self._clock, asks[picked.ask]), backlog, picked.why)
             ticket = ticket or self._next_fence(now)
             self._queue[ticket] = lease, asks[0]
@@ -260,9 +264,10 @@ class Space:
         ports = []
         for ask, port in picked:
             name = member(ask.protocol, port)
-            self._ports[name] = _Port(lease, fence, now, ask)
+            taken = self._ports[name] = _Port(lease, fence, now, ask)
             lease.ports.add(name)
             ports.append(Port(port, ask.protocol, fence))
+            self._tell("acquired", name, taken)
             fence += 1
             if ask.limit:
                 _count_up(self._owned, (ask.range, ask.owner))
@@ -311,10 +316,12 @@ class Space:
             if port.state == "held" and port.lease is not lease:
                 kind, _ = parse_member(other)
                 port.lease.revoked[Port(number, kind, port.fence)] = None
+                self._tell("forced", other, port)
             self._free(other)
         self._set_taken(protocol, number, 1)
-        self._ports[name] = _Port(lease, fence, min(fence, now), claim.ask)
+        own = self._ports[name] = _Port(lease, fence, min(fence, now), claim.ask)
         lease.ports.add(name)
+        self._tell("recovered", name, own)
         if claim.ask.limit:
             _count_up(self._owned, (claim.ask.range, claim.ask.owner))
         self._fence = max(self._fence, fence)
@@ -371,10 +378,11 @@ class Space:
             return lease
         count = 0
         for name in self._held_names(lease, ports):
+            port = self._ports[name]
             if self._foreign.get(range, 0) >= most:
+                self._tell("released", name, port)
                 self._free(name)
                 continue
-            port = self._ports[name]
             self._end_hold(name, port)
             port.state = "foreign"
             port.ask = Ask(range, (), host=host)
@@ -382,6 +390,7 @@ class Space:
             port.until = self._clock + duration
             self._put_due(name, port.until)
             _count_up(self._foreign, range)
+            self._tell("foreign", name, port)
             count += 1
         return Marked(count)
 
@@ -391,6 +400,7 @@ class Space:
         port = self._ports.get(name)
         if port is None or (port.fence, port.state) != (seen.fence, seen.state):
             return False
+        self._tell("forced", name, port)
         if port.state == "held":
             port.lease.revoked[Port(seen.number, seen.protocol, port.fence)] = None
             self._cool(name, max(self._clock + port.ask.quarantine, port.lease.expires))
@@ -405,8 +415,10 @@ class Space:
             return lease
         names = self._first_ports(lease, STEP)
         for name in names:
+            port = self._ports[name]
             if quarantine:
-                self._cool(name, self._clock + self._ports[name].ask.quarantine)
+                self._tell("expired", name, port)
+                self._cool(name, self._clock + port.ask.quarantine)
             else:
                 self._let_go(name)
         if len(names) < STEP:
@@ -543,12 +555,14 @@ class Space:
                     if kind == "wait":
                         self._leave(int(rest))
                     else:
+                        self._tell("reclaimed", name, self._ports[name])
                         self._free(name)
                     budget -= 1
                     continue
                 lease = self._leases[int(rest)]
                 ports = self._first_ports(lease, budget)
                 for port in ports:
+                    self._tell("expired", port, self._ports[port])
                     self._cool(port, lease.nominal + self._ports[port].ask.quarantine)
                 budget -= len(ports)
                 if budget:
@@ -588,6 +602,21 @@ class Space:
             del self._names[lease.instance]
         for ticket in [ticket for ticket, (other, _) in self._queue.items() if other is lease]:
             self._leave(ticket)
+
+    # ---------------------------------------------------------------- events
+
+    def _tell(self, kind: EventKind, name: str, port: _Port) -> None:
+        if self.told is not None:
+            protocol, number = parse_member(name)
+            ask, lease = port.ask, port.lease
+            about = ask.range, ask.owner, port.labels, lease.instance, lease.id, port.fence
+            self.told.append(Event(kind, number, protocol, *about, 0, ask.host))
+
+    def _tell_refused(self, lease: _Lease, ask: Ask) -> None:
+        if self.told is not None:
+            number = ask.spans[0][0] if ask.explicit else 0
+            about = ask.range, ask.owner, dict(ask.labels), lease.instance, lease.id
+            self.told.append(Event("refused", number, ask.protocol, *about, 0, 0, ask.host))
 
     # ---------------------------------------------------------------- picking
 
@@ -747,6 +776,7 @@ class Space:
         names = self._held_names(lease, ports)
         for name in names:
             if unused:
+                self._tell("released", name, self._ports[name])
                 self._free(name)
             else:
                 self._let_go(name)
@@ -754,9 +784,10 @@ class Space:
 
     def _let_go(self, name: str) -> None:
         """A clean release."""
-        ask = self._ports[name].ask
-        if ask.cooldown:
-            self._cool(name, self._clock + ask.cooldown)
+        port = self._ports[name]
+        self._tell("released", name, port)
+        if port.ask.cooldown:
+            self._cool(name, self._clock + port.ask.cooldown)
         else:
             self._free(name)
 

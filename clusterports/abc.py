@@ -27,7 +27,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .errors import BackendError
 
 __all__ = [
+    "EVENTS",
     "Ask",
     "AsyncBackend",
     "AsyncWatch",
@@ -46,6 +47,9 @@ __all__ = [
     "Claimed",
     "Closed",
     "Driver",
+    "Event",
+    "EventKind",
+    "Events",
     "Finding",
     "Full",
     "Gone",
@@ -74,6 +78,19 @@ __all__ = [
 
 Protocol4: TypeAlias = Literal["tcp", "udp", "both"]
 """The layer 4 protocol of a port. TCP and UDP have a number space each; ``both`` is one number, free in both."""
+
+EventKind: TypeAlias = Literal[
+    "acquired", "released", "expired", "reclaimed", "foreign", "refused", "recovered", "forced"
+]
+"""What a step did to a port.
+
+It was given to a job; given back by it; its lease ran out, or was given up in doubt, so that it cools; it has cooled
+off, or a foreign mark is over, and it is free; something outside has it; a request found nothing (`Full`); its holder
+claimed it after the store lost it; it was taken away, by an operator or by a claim with a higher fence.
+"""
+
+EVENTS: Final = 500
+"""How many events a space keeps, unless told otherwise."""
 
 
 class Holder(NamedTuple):
@@ -347,9 +364,36 @@ class SpaceView(NamedTuple):
     recovering: int = 0
 
 
+class Event(NamedTuple):
+    """What a step did to a port: for people, nothing is decided by it. ``age``: since then. Of a request that was
+    refused, ``fence`` is 0, and so is ``number`` unless it was for this very one. The rest is as in `PortView`, and as
+    it was then.
+    """
+
+    kind: EventKind
+    number: int
+    protocol: Protocol4
+    range: str
+    owner: str
+    labels: Mapping[str, str]
+    instance: str
+    lease: int
+    fence: int
+    age: int
+    host: str = ""
+
+
+class Events(NamedTuple):
+    """A part of the log of a space, oldest first. ``cursor``: where the next part begins."""
+
+    space: str
+    events: tuple[Event, ...]
+    cursor: str
+
+
 class Finding(NamedTuple):
     """One line of a diagnosis. ``check``: what was looked at, in a word or two. ``cure``: what to do about it; "" when
-    it is well. ``mended``: a repair did that just now.
+    it is well. ``mended``: a repair did that just now. ``unknown``: it could not be looked at, so nothing is known.
     """
 
     check: str
@@ -357,6 +401,7 @@ class Finding(NamedTuple):
     text: str
     cure: str = ""
     mended: bool = False
+    unknown: bool = False
 
 
 class Capability(StrEnum):
@@ -364,6 +409,9 @@ class Capability(StrEnum):
 
     DEATHS = "deaths"
     """A lease that was opened with ``bound`` runs out when its process dies."""
+
+    EVENTS = "events"
+    """Each step writes what it did to the log of its space; see :meth:`Backend.events`."""
 
     PROCESSES = "processes"
     """Several processes see the same store."""
@@ -544,6 +592,16 @@ class Backend(ABC):
     def spaces(self, instance: str | None = None) -> list[str]:
         """The spaces known to the store, sorted; with ``instance``, those in which it has a lease. Reads only."""
 
+    def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        """For each of these spaces the last events of its log after the cursor, at most ``limit``; "": from its
+        beginning. Reads only.
+
+        A step writes its events with all else that it does, or not at all: those of one port are in the order in which
+        they happened. A refusal is left out when the log ends with the same already. A space keeps about as many
+        events as its writers were told to (see `Driver`), and none once it is dropped. An error stands for one space.
+        """
+        return [Events(space, (), cursor) for space, cursor in cursors.items()]
+
     def diagnose(self, *, repair: bool = False) -> Iterator[Finding]:
         """What an operator should know of the store, as it is found out. The first is called "store": whether it can be
         reached.
@@ -656,6 +714,10 @@ class AsyncBackend(ABC):
     async def spaces(self, instance: str | None = None) -> list[str]:
         """See :meth:`Backend.spaces`."""
 
+    async def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        """See :meth:`Backend.events`."""
+        return [Events(space, (), cursor) for space, cursor in cursors.items()]
+
     @abstractmethod
     async def close(self) -> None:
         """See :meth:`Backend.close`."""
@@ -675,16 +737,19 @@ class Driver(Protocol):
     The entry point's name is the URL's scheme.
     """
 
-    def connect(self, url: str, *, timeout: float = 5.0, client: Any = None) -> Backend:
+    def connect(self, url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> Backend:
         """A backend for this URL; nothing is contacted yet.
 
         ``timeout``: seconds that one call may take, with its retries. ``client``: a connected client object of
-        the store's own library, used instead of the URL and not closed by the backend.
+        the store's own library, used instead of the URL and not closed by the backend. ``events``: how many events
+        its steps leave in the log of a space, 0: they write none (`Capability.EVENTS`).
 
         :raises ConfigurationError: for a URL or a client that can never work.
         """
         ...
 
-    def connect_async(self, url: str, *, timeout: float = 5.0, client: Any = None) -> AsyncBackend:
+    def connect_async(
+        self, url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS
+    ) -> AsyncBackend:
         """The same for tasks."""
         ...

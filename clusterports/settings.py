@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -38,6 +38,7 @@ from ._sources import (
     toml_files,
 )
 from ._text import redact_url, show
+from .abc import EVENTS
 from .errors import ConfigurationError
 from .ranges import (
     COOLING_BOUND,
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Origin", "RangeSettings", "Settings"]
 
+MAX_EVENTS: Final = 1_000_000
+"""More are no log but an archive, and they take the store's memory."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 
 # After a colon that is neither that of a scheme nor followed by a port.
@@ -84,6 +88,7 @@ _BOUNDS = {
     "strict": "true or false",
     "probe": "true (or auto) or false",
     "libvirt_conf": "the path of libvirt's qemu.conf",
+    "events": f"a whole number from 0 to {MAX_EVENTS}",
 }
 _RANGE_BOUNDS = {
     "first": PORT_BOUND,
@@ -192,7 +197,8 @@ class Settings(BaseSettings):
     and at most 3600. ``ranges``: by name; libvirt's are there unless overridden. ``strict``: a lease that was
     not renewed in time is given up at once. ``probe``: a port of this machine is tried before it is handed
     out. ``libvirt_conf``: the path of libvirt's ``qemu.conf``, whose ranges are used where no other layer sets them;
-    a relative one in ``clusterports.toml`` begins at the directory of that file.
+    a relative one in ``clusterports.toml`` begins at the directory of that file. ``events``: how many of them the log
+    of each host keeps, 0 to 1,000,000; 0: nothing is written down.
 
     :raises ConfigurationError: names each bad key, where it was set, the value and the bound.
     """
@@ -210,6 +216,7 @@ class Settings(BaseSettings):
     strict: bool = False
     probe: Annotated[bool, BeforeValidator(_no_auto)] = True
     libvirt_conf: Annotated[str, AfterValidator(_good_path)] | None = None
+    events: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_EVENTS)] = EVENTS
 
     _layers: tuple[Layer, ...] = ()
     _conf: QemuConf | None = None
@@ -227,6 +234,7 @@ class Settings(BaseSettings):
         strict: bool | None = None,
         probe: bool | Literal["auto"] | None = None,
         libvirt_conf: str | os.PathLike[str] | None = None,
+        events: int | str | None = None,
         based_on: Settings | None = None,
     ) -> None:
         arguments = {
@@ -239,6 +247,7 @@ class Settings(BaseSettings):
             "strict": strict,
             "probe": probe,
             "libvirt_conf": os.fspath(libvirt_conf) if isinstance(libvirt_conf, os.PathLike) else libvirt_conf,
+            "events": events,
         }
         given = Layer({key: value for key, value in arguments.items() if value is not None}, "argument")
         below = _read_layers(config) if based_on is None else based_on._layers

@@ -87,7 +87,7 @@ class PortStatus(NamedTuple):
             "instance": self.instance,
             "lease": self.lease,
             "fence": self.fence,
-            "since": _iso(self.since),
+            "since": iso(self.since),
             "free_in_s": self.free_in,
             "host": self.host,
             "outside": self.outside,
@@ -276,7 +276,7 @@ class ClusterStatus:
         return {
             "schema": SCHEMA,
             "backend": self.backend,
-            "generated_at": _iso(self.generated_at),
+            "generated_at": iso(self.generated_at),
             "hosts": [host.to_dict() for host in self.hosts],
             "ranges": [one.to_dict() for one in self.ranges],
             "unreadable": [one.to_dict() for one in self.unreadable],
@@ -448,5 +448,5 @@ def _seconds(microseconds: int) -> float:
     return round(microseconds / 1e6, 3)
 
 
-def _iso(moment: datetime) -> str:
+def iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")

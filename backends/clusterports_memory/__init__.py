@@ -1,7 +1,7 @@
 """``memory://``: spaces in this process's memory, for tests and for a manager that is alone.
 
-``memory://`` is private to the backend that it makes; ``memory://name`` is shared within the process. Time is
-monotonic, and can be passed in for tests.
+``memory://`` is private to the backend that it makes; ``memory://name`` is shared within the process, and keeps as many
+events as the first who names it says. Time is monotonic, and can be passed in for tests.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 from clusterports._delegate import Delegate
 from clusterports._space import Space
-from clusterports.abc import AsyncWatch, Backend, Capability, Watch
+from clusterports.abc import EVENTS, AsyncWatch, Backend, Capability, Events, Watch
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from clusterports.abc import (
         Ask,
         Claim,
         Claimed,
         Closed,
+        Event,
         Full,
         Gone,
         Granted,
@@ -60,12 +62,41 @@ def monotonic_us() -> int:
 
 
 class Store:
-    """All spaces, under one mutex. Nobody can be cut off from it, so a silence is the holder's own."""
+    """All spaces, under one mutex. Nobody can be cut off from it, so a silence is the holder's own.
 
-    def __init__(self, clock: Callable[[], int] = monotonic_us) -> None:
+    ``events``: how many of them the log of a space keeps.
+    """
+
+    def __init__(self, clock: Callable[[], int] = monotonic_us, events: int = EVENTS) -> None:
         self.clock = clock
+        self.events = events
         self.lock = threading.Lock()
         self.spaces: dict[str, Space] = {}
+        self.logs: dict[str, deque[tuple[int, int, Event]]] = {}  # number, time, event
+        self._written = 0
+
+    def step(self, name: str, step: Callable[[Space, int], T]) -> T:
+        """Do it, and write down what it did."""
+        with self.lock:
+            space, now = self.space(name), self.clock()
+            if self.events:
+                space.told = []
+            reply = step(space, now)
+            if space.told:
+                log = self.logs.setdefault(name, deque(maxlen=self.events))
+                for event in space.told:
+                    if event.kind == "refused" and log and log[-1][2] == event:
+                        continue
+                    self._written += 1
+                    log.append((self._written, now, event))
+            return reply
+
+    def read_log(self, name: str, cursor: str, limit: int) -> Events:
+        with self.lock:
+            now, after = self.clock(), int(cursor or 0)
+            new = [(at, event) for number, at, event in self.logs.get(name, ()) if number > after]
+            events = (event._replace(age=max(0, now - at)) for at, event in new[-limit:])
+            return Events(name, tuple(events), str(self._written))
 
     def space(self, name: str) -> Space:
         """One that nobody opened yet is empty, and not kept."""
@@ -140,23 +171,23 @@ _shared: dict[str, Store] = {}
 _shared_lock = threading.Lock()
 
 
-def _store(url: str, client: Any) -> Store:
+def _store(url: str, client: Any, events: int) -> Store:
     if client is not None:
         raise ConfigurationError(f"client: memory:// has no client, got {type(client).__name__}")
     parts = urlsplit(url)
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigurationError(f"url: memory:// takes at most a name (memory://name), got {url!r}")
     if not parts.netloc:
-        return Store()
+        return Store(events=events)
     with _shared_lock:
-        return _shared.setdefault(parts.netloc, Store())
+        return _shared.setdefault(parts.netloc, Store(events=events))
 
 
 class MemoryBackend(Backend):
     """`Space` as it is."""
 
     name = "memory"
-    capabilities = frozenset({Capability.WAKES})
+    capabilities = frozenset({Capability.EVENTS, Capability.WAKES})
 
     def __init__(self, store: Store | None = None) -> None:
         self._store = store or Store()
@@ -173,21 +204,20 @@ class MemoryBackend(Backend):
         knew: int = 0,
     ) -> Opened | Occupied:
         store = self._store
-        with store.lock:
-            opened = store.spaces.setdefault(space, store.space(space))
-            return opened.open(store.clock(), instance, token, ttl, supersede, knew)
+
+        def step(found: Space, now: int) -> Opened | Occupied:
+            store.spaces[space] = found
+            return found.open(now, instance, token, ttl, supersede, knew)
+
+        return store.step(space, step)
 
     def acquire(
         self, space: str, holder: Holder, request: Request, asks: Sequence[Ask], wait: Wait | None = None
     ) -> Granted | Full | Queued | Recovering | Gone | Stale:
-        store = self._store
-        with store.lock:
-            return store.space(space).acquire(store.clock(), holder, request, asks, wait)
+        return self._store.step(space, lambda found, now: found.acquire(now, holder, request, asks, wait))
 
     def claim(self, space: str, holder: Holder, request: Request, claims: Sequence[Claim]) -> Claimed | Gone:
-        store = self._store
-        with store.lock:
-            return store.space(space).claim(store.clock(), holder, request, claims)
+        return self._store.step(space, lambda found, now: found.claim(now, holder, request, claims))
 
     def preview(self, space: str, asks: Sequence[Ask]) -> Granted | Full | Recovering:
         store = self._store
@@ -195,17 +225,13 @@ class MemoryBackend(Backend):
             return store.space(space).preview(store.clock(), asks)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Renewed | Gone | BaseException]:
-        store = self._store
-        outcomes: list[Renewed | Gone | BaseException] = []
-        for renewal in renewals:
-            with store.lock:
-                outcomes.append(store.space(renewal.space).renew(store.clock(), renewal))
-        return outcomes
+        return [self._renew(renewal) for renewal in renewals]
+
+    def _renew(self, renewal: Renewal) -> Renewed | Gone:
+        return self._store.step(renewal.space, lambda found, now: found.renew(now, renewal))
 
     def release(self, space: str, holder: Holder, ports: Sequence[Port]) -> Released | Gone:
-        store = self._store
-        with store.lock:
-            return store.space(space).release(store.clock(), holder, ports)
+        return self._store.step(space, lambda found, now: found.release(now, holder, ports))
 
     def mark_foreign(
         self,
@@ -218,17 +244,15 @@ class MemoryBackend(Backend):
         most: int,
         host: str = "",
     ) -> Marked | Gone:
-        store = self._store
-        with store.lock:
-            found = store.space(space)
-            return found.mark_foreign(
-                store.clock(), holder, ports, range=range, duration=duration, most=most, host=host
-            )
+        return self._store.step(
+            space,
+            lambda found, now: found.mark_foreign(
+                now, holder, ports, range=range, duration=duration, most=most, host=host
+            ),
+        )
 
     def force(self, space: str, port: PortView) -> bool:
-        store = self._store
-        with store.lock:
-            return store.space(space).force(store.clock(), port)
+        return self._store.step(space, lambda found, now: found.force(now, port))
 
     def drop(self, space: str) -> bool:
         store = self._store
@@ -236,17 +260,14 @@ class MemoryBackend(Backend):
             empty = store.space(space).empty()
             if empty:
                 store.spaces.pop(space, None)
+                store.logs.pop(space, None)
             return empty
 
     def close_lease(self, space: str, holder: Holder, *, quarantine: bool = False) -> Closed | Gone:
-        store = self._store
-        with store.lock:
-            return store.space(space).close(store.clock(), holder, quarantine=quarantine)
+        return self._store.step(space, lambda found, now: found.close(now, holder, quarantine=quarantine))
 
     def reclaim(self, space: str) -> Reclaimed:
-        store = self._store
-        with store.lock:
-            return store.space(space).reclaim(store.clock())
+        return self._store.step(space, lambda found, now: found.reclaim(now))
 
     def held(self, space: str, holder: Holder, after: Port | None = None) -> Held | Gone:
         store = self._store
@@ -262,6 +283,9 @@ class MemoryBackend(Backend):
         store = self._store
         with store.lock:
             return sorted(n for n, space in store.spaces.items() if instance is None or space.has(instance))
+
+    def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        return [self._store.read_log(space, cursor, limit) for space, cursor in cursors.items()]
 
     def watch(self, space: str, ticket: int) -> Watch:
         return MemoryWatch(self._store, space)
@@ -285,9 +309,9 @@ class AsyncMemoryBackend(Delegate):
         return AsyncMemoryWatch(self._sync._store, space)
 
 
-def connect(url: str, *, timeout: float = 5.0, client: Any = None) -> MemoryBackend:
-    return MemoryBackend(_store(url, client))
+def connect(url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> MemoryBackend:
+    return MemoryBackend(_store(url, client, events))
 
 
-def connect_async(url: str, *, timeout: float = 5.0, client: Any = None) -> AsyncMemoryBackend:
-    return AsyncMemoryBackend(_store(url, client))
+def connect_async(url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> AsyncMemoryBackend:
+    return AsyncMemoryBackend(_store(url, client, events))

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clusterports.abc import EVENTS
+
 if TYPE_CHECKING:
     from ._async import AsyncRedisBackend
     from ._sync import RedisBackend
@@ -22,16 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRedisBackend", "RedisBackend", "connect", "connect_async"]
 
 
-def connect(url: str, *, timeout: float = 5.0, client: Any = None) -> RedisBackend:
+def connect(url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> RedisBackend:
     from ._sync import RedisBackend
 
-    return RedisBackend.connect(url, timeout=timeout, client=client)
+    return RedisBackend.connect(url, timeout=timeout, client=client, events=events)
 
 
-def connect_async(url: str, *, timeout: float = 5.0, client: Any = None) -> AsyncRedisBackend:
+def connect_async(url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> AsyncRedisBackend:
     from ._async import AsyncRedisBackend
 
-    return AsyncRedisBackend.connect(url, timeout=timeout, client=client)
+    return AsyncRedisBackend.connect(url, timeout=timeout, client=client, events=events)
 
 
 def __getattr__(name: str) -> Any:

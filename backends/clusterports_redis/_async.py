@@ -10,7 +10,18 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_be
 
 from clusterports._space import Space
 from clusterports._text import show
-from clusterports.abc import AsyncBackend, AsyncWatch, Capability, Gone, Granted, Marked, Opened, Released, Renewal
+from clusterports.abc import (
+    EVENTS,
+    AsyncBackend,
+    AsyncWatch,
+    Capability,
+    Gone,
+    Granted,
+    Marked,
+    Opened,
+    Released,
+    Renewal,
+)
 from clusterports.errors import BackendError, NotReplicated
 
 from . import _wire as wire
@@ -29,12 +40,12 @@ from ._failures import (
     translate,
     unavailable,
 )
-from ._scripts import SCRIPTS, Scripts
+from ._scripts import Scripts, keeping
 from ._url import target
 
 if TYPE_CHECKING:
     # sync-only: from collections.abc import Iterator
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     # sync-only: from clusterports.abc import Finding
     from clusterports.abc import (
@@ -42,6 +53,7 @@ if TYPE_CHECKING:
         Claim,
         Claimed,
         Closed,
+        Events,
         Full,
         Held,
         Holder,
@@ -80,7 +92,7 @@ class AsyncRedisBackend(AsyncBackend):
     """
 
     name = "redis"
-    capabilities = frozenset({Capability.PROCESSES, Capability.WAKES})
+    capabilities = frozenset({Capability.EVENTS, Capability.PROCESSES, Capability.WAKES})
 
     def __init__(
         self,
@@ -88,13 +100,13 @@ class AsyncRedisBackend(AsyncBackend):
         *,
         timeout: float = 5.0,
         copies: Copies = NO_COPIES,
-        scripts: Scripts = SCRIPTS,
+        scripts: Scripts | None = None,
     ) -> None:
         self._link = connections
         self._timeout = timeout
         self._copies = copies
         self._patience = timeout / 4  # with copies; a connection gives up after half of the time
-        self._scripts = scripts
+        self._scripts = scripts or keeping(EVENTS)
         self._sessions: dict[tuple[str, int], str] = {}  # which server answered the last heartbeat, by space and lease
 
     @classmethod
@@ -106,10 +118,12 @@ class AsyncRedisBackend(AsyncBackend):
         client: Any = None,
         min_replicas: int | None = None,
         fsync: bool | None = None,
-        scripts: Scripts = SCRIPTS,
+        events: int = EVENTS,
+        scripts: Scripts | None = None,
     ) -> AsyncRedisBackend:
         """From a URL, or with the caller's own client. What is granted is handed out when so many replicas have it
-        (``min_replicas``), and when it is on disk (``fsync``); by default that is as the URL says.
+        (``min_replicas``), and when it is on disk (``fsync``); by default that is as the URL says. ``events``: how
+        many of them the log of a space keeps.
 
         :raises ConfigurationError: for a URL, a client or a value that can never work.
         """
@@ -121,7 +135,7 @@ class AsyncRedisBackend(AsyncBackend):
         else:
             where = target(url, timeout / 2)
             link = ClusterConnections(where) if where.kind == "cluster" else OwnConnections(where)
-        return cls(link, timeout=timeout, copies=copies, scripts=scripts)
+        return cls(link, timeout=timeout, copies=copies, scripts=scripts or keeping(events))
 
     # ---------------------------------------------------------------- steps
 
@@ -263,6 +277,11 @@ class AsyncRedisBackend(AsyncBackend):
     async def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         readers = [wire.SpaceReader(space) for space in spaces]
         errors = await self._feed("read", readers)
+        return [errors.get(reader) or reader.view() for reader in readers]
+
+    async def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        readers = [wire.EventReader(space, cursor, limit) for space, cursor in cursors.items()]
+        errors = await self._feed("events", readers)
         return [errors.get(reader) or reader.view() for reader in readers]
 
     async def spaces(self, instance: str | None = None) -> list[str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ._sync import RedisBackend
 
-__all__ = ["NEEDED", "USEFUL", "diagnose"]
+__all__ = ["NEEDED", "TELLING", "USEFUL", "diagnose"]
 
 CLOCK_OFFSET: Final = 5.0
 """Seconds. Nothing depends on it, but times that are shown to people are off by so much."""
@@ -44,7 +44,9 @@ MOST_NAMES: Final = 5
 PROBE: Final = "doctor"
 """A space that is never opened: hosts' spaces begin with ``host:``."""
 
-_STATE, _BITS, _OTHER = (f"{wire.PREFIX}{{{PROBE}}}:{part}" for part in ("state", "tcp", "scratch"))
+_STATE, _BITS, _OTHER, _EVENTS = (
+    f"{wire.PREFIX}{{{PROBE}}}:{part}" for part in ("state", "tcp", "scratch", "events")
+)
 
 NEEDED: Final[tuple[tuple[str, ...], ...]] = (
     ("EVAL", "return 1", "1", _STATE),
@@ -81,6 +83,9 @@ NEEDED: Final[tuple[tuple[str, ...], ...]] = (
 USEFUL: Final = (("PUBLISH", wire.wake_channel(PROBE, 0), ""), ("SUBSCRIBE", wire.wake_channel(PROBE, 0)))
 """What wakes those who wait; without it, they look again after a second."""
 
+TELLING: Final = (("XADD", _EVENTS, "*", "e", ""), ("XREVRANGE", _EVENTS, "+", "-"))
+"""What writes down what happens to ports, and reads it. Nothing else depends on it."""
+
 # Which of these commands the user may not run: their places in the list. Needs no permission but EVAL.
 _REFUSED: Final = """
 if not redis.acl_check_cmd then return false end
@@ -95,7 +100,7 @@ return refused
 """
 
 _KEY_OF_SPACE: Final = re.compile(
-    re.escape(wire.PREFIX) + r"\{(.+)\}:(?:state|due|ports|tcp|udp|scratch|mask|halves)", re.DOTALL
+    re.escape(wire.PREFIX) + r"\{(.+)\}:(?:state|due|ports|tcp|udp|events|scratch|mask|halves)", re.DOTALL
 )
 
 _LOG: Final = "look into the server's log; most often its disk is full or not writable"
@@ -130,7 +135,8 @@ def diagnose(backend: RedisBackend, *, repair: bool) -> Iterator[Finding]:
                 yield from look()
             except _Refused as error:
                 cure = f"ACL SETUSER {doctor.user} {error.permission}" if error.permission else ""
-                yield Finding(check, "warning", f"not checked: {error}", cure or "look at the server itself")
+                cure = cure or "look at the server itself"
+                yield Finding(check, "warning", f"not checked: {error}", cure, unknown=True)
             except BackendUnavailable:
                 raise
             except BackendError as error:
@@ -301,7 +307,7 @@ class _Doctor:
     # ---------------------------------------------------------------- access
 
     def permissions(self) -> Iterator[Finding]:
-        lacking = self.refused([*NEEDED, *USEFUL])
+        lacking = self.refused([*NEEDED, *USEFUL, *TELLING])
         missing = [command[0] for command in NEEDED if command in lacking]
         if missing:
             rules = " ".join(f"+{name.lower()}" for name in missing)
@@ -309,11 +315,15 @@ class _Doctor:
             yield Finding("user", "error", text, f"ACL SETUSER {self.user} ~{wire.PREFIX}* {rules}")
         else:
             yield Finding("user", "ok", f"{self.user} may run all that is needed")
-        useful = [command[0] for command in USEFUL if command in lacking]
-        if useful:
-            rules = " ".join(f"+{name.lower()}" for name in useful)
-            text = f"{self.user} may not run {', '.join(useful)} on {wire.PREFIX}*: who waits for a port is not woken"
-            yield Finding("user", "warning", text, f"ACL SETUSER {self.user} &{wire.PREFIX}* {rules}")
+        for commands, mark, meaning in (
+            (USEFUL, "&", "who waits for a port is not woken"),
+            (TELLING, "~", "what happens to ports is not written down, or not shown"),
+        ):
+            names = [command[0] for command in commands if command in lacking]
+            if names:
+                rules = " ".join(f"+{name.lower()}" for name in names)
+                text = f"{self.user} may not run {', '.join(names)} on {wire.PREFIX}*: {meaning}"
+                yield Finding("user", "warning", text, f"ACL SETUSER {self.user} {mark}{wire.PREFIX}* {rules}")
 
     def refused(self, commands: list[tuple[str, ...]]) -> set[tuple[str, ...]]:
         """Those that the user may not run; none of them is run."""
@@ -400,7 +410,8 @@ class _Doctor:
         except _Refused as error:
             found = listed
             cure = f"ACL SETUSER {self.user} {error.permission}"
-            yield Finding("index", "warning", f"whether a space is missing in it was not checked: {error}", cure)
+            text = f"whether a space is missing in it was not checked: {error}"
+            yield Finding("index", "warning", text, cure, unknown=True)
         seen = _Spaces()
         names = sorted(listed | found)
         for start in range(0, len(names), AT_ONCE):

@@ -12,7 +12,18 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_before_
 
 from clusterports._space import Space
 from clusterports._text import show
-from clusterports.abc import Backend, Capability, Gone, Granted, Marked, Opened, Released, Renewal, Watch
+from clusterports.abc import (
+    EVENTS,
+    Backend,
+    Capability,
+    Gone,
+    Granted,
+    Marked,
+    Opened,
+    Released,
+    Renewal,
+    Watch,
+)
 from clusterports.errors import BackendError, NotReplicated
 
 from . import _wire as wire
@@ -29,19 +40,20 @@ from ._failures import (
     translate,
     unavailable,
 )
-from ._scripts import SCRIPTS, Scripts
+from ._scripts import Scripts, keeping
 from ._sync_cluster import ClusterConnections
 from ._sync_link import CallersClient, OwnConnections, Subscription
 from ._url import target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from clusterports.abc import (
         Ask,
         Claim,
         Claimed,
         Closed,
+        Events,
         Finding,
         Full,
         Held,
@@ -81,7 +93,7 @@ class RedisBackend(Backend):
     """
 
     name = "redis"
-    capabilities = frozenset({Capability.PROCESSES, Capability.WAKES})
+    capabilities = frozenset({Capability.EVENTS, Capability.PROCESSES, Capability.WAKES})
 
     def __init__(
         self,
@@ -89,13 +101,13 @@ class RedisBackend(Backend):
         *,
         timeout: float = 5.0,
         copies: Copies = NO_COPIES,
-        scripts: Scripts = SCRIPTS,
+        scripts: Scripts | None = None,
     ) -> None:
         self._link = connections
         self._timeout = timeout
         self._copies = copies
         self._patience = timeout / 4  # with copies; a connection gives up after half of the time
-        self._scripts = scripts
+        self._scripts = scripts or keeping(EVENTS)
         self._sessions: dict[tuple[str, int], str] = {}  # which server answered the last heartbeat, by space and lease
 
     @classmethod
@@ -107,10 +119,12 @@ class RedisBackend(Backend):
         client: Any = None,
         min_replicas: int | None = None,
         fsync: bool | None = None,
-        scripts: Scripts = SCRIPTS,
+        events: int = EVENTS,
+        scripts: Scripts | None = None,
     ) -> RedisBackend:
         """From a URL, or with the caller's own client. What is granted is handed out when so many replicas have it
-        (``min_replicas``), and when it is on disk (``fsync``); by default that is as the URL says.
+        (``min_replicas``), and when it is on disk (``fsync``); by default that is as the URL says. ``events``: how
+        many of them the log of a space keeps.
 
         :raises ConfigurationError: for a URL, a client or a value that can never work.
         """
@@ -122,7 +136,7 @@ class RedisBackend(Backend):
         else:
             where = target(url, timeout / 2)
             link = ClusterConnections(where) if where.kind == "cluster" else OwnConnections(where)
-        return cls(link, timeout=timeout, copies=copies, scripts=scripts)
+        return cls(link, timeout=timeout, copies=copies, scripts=scripts or keeping(events))
 
     # ---------------------------------------------------------------- steps
 
@@ -262,6 +276,11 @@ class RedisBackend(Backend):
     def read(self, spaces: Sequence[str]) -> list[SpaceView | BackendError]:
         readers = [wire.SpaceReader(space) for space in spaces]
         errors = self._feed("read", readers)
+        return [errors.get(reader) or reader.view() for reader in readers]
+
+    def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        readers = [wire.EventReader(space, cursor, limit) for space, cursor in cursors.items()]
+        errors = self._feed("events", readers)
         return [errors.get(reader) or reader.view() for reader in readers]
 
     def spaces(self, instance: str | None = None) -> list[str]:

@@ -7,13 +7,16 @@ from abc import abstractmethod
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast, get_args
 
 from clusterports._space import member, parse_member
 from clusterports.abc import (
     Ask,
     Claimed,
     Closed,
+    Event,
+    EventKind,
+    Events,
     Full,
     Gone,
     Granted,
@@ -57,7 +60,7 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 @lru_cache(maxsize=4096)
 def keys(space: str) -> tuple[str, ...]:
     """The keys of a space. They share one hash tag, so they lie in one slot of a cluster."""
-    return tuple(f"{PREFIX}{{{space}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp"))
+    return tuple(f"{PREFIX}{{{space}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp", "events"))
 
 
 def keys_for(space: str, asks: Sequence[Ask]) -> tuple[str, ...]:
@@ -383,3 +386,43 @@ class SpaceReader(Reader):
         leases = sorted(self._leases.values())
         ports = tuple(port for _, port in sorted(self._ports.items()))
         return SpaceView(self.space, self._fence, tuple(leases), ports, len(self._waiting), self._recovering)
+
+
+def event(text: str, now: int) -> Event:
+    """An entry of the log."""
+    kind, at, name, record = text.split(" ", 3)
+    if kind not in get_args(EventKind):
+        raise ValueError(kind)
+    port = port_view(name, record, 0, now)
+    about = port.range, port.owner, port.labels, port.instance, port.lease, port.fence
+    return Event(cast("EventKind", kind), port.number, port.protocol, *about, max(0, now - int(at)), port.host)
+
+
+class EventReader(Reader):
+    """Joins the pages of one log, from its end back to the cursor, but for no more than ``limit`` events."""
+
+    def __init__(self, space: str, cursor: str, limit: int) -> None:
+        self.space = space
+        self._cursor = cursor
+        self._left = limit
+        self._from = "+"
+        self._latest = ""
+        self._events: list[Event] = []
+
+    def args(self) -> list[Any]:
+        return [self._from, f"({self._cursor}" if self._cursor else "-", min(PAGE, self._left)]
+
+    def feed(self, reply: Any) -> bool:
+        _, now, *entries = text(reply)
+        for id, entry in zip(entries[::2], entries[1::2], strict=True):
+            self._latest = self._latest or id
+            self._from = f"({id}"
+            try:
+                self._events.append(event(entry, int(now)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise Undecodable(f"events {id}") from error
+        self._left -= PAGE
+        return self._left <= 0 or len(entries) < 2 * PAGE
+
+    def view(self) -> Events:
+        return Events(self.space, tuple(reversed(self._events)), self._latest or self._cursor)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clusterports.abc import EVENTS
+
 if TYPE_CHECKING:
     from ._async import AsyncSqliteBackend
     from ._backend import SqliteBackend
@@ -16,18 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["AsyncSqliteBackend", "SqliteBackend", "connect", "connect_async"]
 
 
-def connect(url: str, *, timeout: float = 5.0, client: Any = None) -> SqliteBackend:
+def connect(url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> SqliteBackend:
     from ._backend import SqliteBackend
     from ._url import file_of
 
-    return SqliteBackend(file_of(url, client), timeout=timeout)
+    return SqliteBackend(file_of(url, client), timeout=timeout, events=events)
 
 
-def connect_async(url: str, *, timeout: float = 5.0, client: Any = None) -> AsyncSqliteBackend:
+def connect_async(url: str, *, timeout: float = 5.0, client: Any = None, events: int = EVENTS) -> AsyncSqliteBackend:
     from ._async import AsyncSqliteBackend
     from ._url import file_of
 
-    return AsyncSqliteBackend(file_of(url, client), timeout=timeout)
+    return AsyncSqliteBackend(file_of(url, client), timeout=timeout, events=events)
 
 
 def __getattr__(name: str) -> Any:

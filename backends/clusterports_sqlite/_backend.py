@@ -6,16 +6,17 @@ import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from clusterports._text import printable
-from clusterports.abc import Backend, Capability, Opened, Watch
+from clusterports.abc import EVENTS, Backend, Capability, Events, Opened, Watch
 from clusterports.errors import BackendError
 
-from ._file import File
+from . import _log
+from ._file import File, is_full
 from ._process import Probe, monotonic_us, this_process, wall_us
 from ._stored import Damaged, StoredSpace, Tie, is_empty, remove, wakes_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from clusterports.abc import (
         Ask,
@@ -58,20 +59,22 @@ T = TypeVar("T")
 
 
 class SqliteBackend(Backend):
-    """``path``: absolute. ``timeout``: seconds that one call may wait for others.
+    """``path``: absolute. ``timeout``: seconds that one call may wait for others. ``events``: how many of them the log
+    of a space keeps.
 
     For tests: ``clock``, the machine's monotonic clock, and ``wall``, the time of day, both in microseconds; ``boot``
     names the boot; ``alive`` says whether a process is.
     """
 
     name = "sqlite"
-    capabilities = frozenset({Capability.DEATHS, Capability.PROCESSES, Capability.WAKES})
+    capabilities = frozenset({Capability.DEATHS, Capability.EVENTS, Capability.PROCESSES, Capability.WAKES})
 
     def __init__(
         self,
         path: str,
         *,
         timeout: float = 5.0,
+        events: int = EVENTS,
         clock: Callable[[], int] = monotonic_us,
         wall: Callable[[], int] = wall_us,
         boot: str | None = None,
@@ -79,6 +82,7 @@ class SqliteBackend(Backend):
     ) -> None:
         self.file = File(path, timeout)
         self.clock = clock
+        self._kept = events
         self._boot = boot
         self._wall = wall
         self._alive = alive or Probe()
@@ -170,6 +174,7 @@ class SqliteBackend(Backend):
             empty = is_empty(db, space)
             if empty:
                 remove(db, space)
+                _log.forget(db, space)
                 self.file.cache.pop(space, None)
             return empty
 
@@ -204,6 +209,16 @@ class SqliteBackend(Backend):
 
         return sorted(name for (name,) in self.file.read(work) or ())
 
+    def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        return [self._events(space, cursor, limit) for space, cursor in cursors.items()]
+
+    def _events(self, space: str, cursor: str, limit: int) -> Events | BackendError:
+        try:
+            found = self.file.read(lambda db: _log.read(db, space, cursor, limit, self._wall()))
+        except Damaged as error:
+            return DamagedSpaceError(self.file.shown, space, error)
+        return found or Events(space, (), cursor)
+
     def watch(self, space: str, ticket: int) -> Watch:
         return SqliteWatch(self, space)
 
@@ -226,16 +241,24 @@ class SqliteBackend(Backend):
     # ---------------------------------------------------------------- spaces and rows
 
     def _step(self, name: str, step: Callable[[StoredSpace, int], T], lease: int = 0, until: float | None = None) -> T:
-        def work(db: sqlite3.Connection) -> T:
+        def work(db: sqlite3.Connection, kept: int = self._kept) -> T:
             space = self._find(db, name)
             now = self.clock()
+            space.told = [] if kept else None
             space.bury_dead(now, self.process)
             space.touch(lease)
             reply = step(space, now)
             space.save(db)
+            if space.told:
+                _log.append(db, name, self._wall(), space.told, kept)
             return reply
 
-        return self.file.write(work, until)
+        try:
+            return self.file.write(work, until)
+        except BackendError as error:
+            if not is_full(error.__cause__):
+                raise
+            return self.file.write(lambda db: work(db, 0), until)  # without events there may be room
 
     def _look(self, name: str, look: Callable[[StoredSpace, int], T]) -> T:
         reply = self.file.read(lambda db: look(self._find(db, name, keep=False), self.clock()))

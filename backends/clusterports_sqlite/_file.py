@@ -30,7 +30,7 @@ from ._url import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["APPLICATION", "SCHEMA", "File", "is_busy", "translate"]
+__all__ = ["APPLICATION", "SCHEMA", "File", "is_busy", "is_full", "translate"]
 
 APPLICATION: Final = 0x63707274
 """``cprt``: what the header of our files says about whose they are."""
@@ -334,6 +334,11 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 def _name(error: sqlite3.Error) -> str:
     return getattr(error, "sqlite_errorname", None) or ""
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the disk, or this process's share of it, may have had no room."""
+    return isinstance(error, sqlite3.Error) and _name(error).startswith(("SQLITE_FULL", "SQLITE_IOERR"))
 
 
 def translate(error: sqlite3.Error, path: str, timeout: float) -> BackendError:

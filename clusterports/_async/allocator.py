@@ -63,10 +63,13 @@ if TYPE_CHECKING:
         Stale,
         Wait,
     )
+    from clusterports.events import PortEvent
     from clusterports.probe import Probe
     from clusterports.ranges import PortRange
     from clusterports.settings import Settings
     from clusterports.status import ClusterStatus
+
+    from .events import AsyncEventLog
 
 __all__ = ["AsyncAllocation", "AsyncPortAllocator"]
 
@@ -178,7 +181,7 @@ class AsyncPortAllocator:
         self._sockets = probe if isinstance(probe, HeldSockets) else None
         self._warned: set[str] = set()
         self._backend = backend or connect_async(
-            given.url, timeout=given.timeout, client=client, origin=given.origins()["url"]
+            given.url, timeout=given.timeout, events=given.events, client=client, origin=given.origins()["url"]
         )
         self._own_backend = backend is None
         self._named = given.instance is not None
@@ -509,6 +512,47 @@ class AsyncPortAllocator:
             host=host,
             range=range,
         )
+
+    def event_log(
+        self,
+        *,
+        host: str | None = None,
+        range: str | None = None,
+        port: int | None = None,
+        owner: str | None = None,
+        since: datetime | None = None,
+        limit: int = 1000,
+    ) -> AsyncEventLog:
+        """What happened to ports, to be followed: each ``read()`` gives what is new, the first one what :meth:`events`
+        would.
+
+        :raises ConfigurationError: a value out of its bounds.
+        """
+        from clusterports.events import EventFilter
+
+        from .events import AsyncEventLog
+
+        self._check_process()
+        return AsyncEventLog(self._backend, EventFilter(host, range, port, owner, since), limit)
+
+    async def events(
+        self,
+        *,
+        host: str | None = None,
+        range: str | None = None,
+        port: int | None = None,
+        owner: str | None = None,
+        since: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[PortEvent]:
+        """What happened to ports, oldest first: the last ``limit`` (1 to 1,000,000) of the events that match, as far
+        back as the log of each host goes (see ``events`` of :class:`~clusterports.Settings`). Changes nothing.
+
+        :raises ConfigurationError: a value out of its bounds.
+        :raises BackendError: the store is away, or what it knows of this host is damaged.
+        """
+        log = self.event_log(host=host, range=range, port=port, owner=owner, since=since, limit=limit)
+        return await log.read()
 
     # ---------------------------------------------------------------- life
 

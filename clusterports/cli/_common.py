@@ -143,7 +143,7 @@ class Common:
         from clusterports import _backends
 
         with _backends.set_in(settings.origins()["url"]):
-            backend = _backends.connect(settings.url, timeout=settings.timeout)
+            backend = _backends.connect(settings.url, timeout=settings.timeout, events=settings.events)
             if Capability.PROCESSES not in backend.capabilities:
                 raise ConfigurationError(
                     "url: must be a store that several processes share, such as redis://host:6379/0; "

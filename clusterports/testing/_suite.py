@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pytest
 
 from clusterports.abc import (
+    EVENTS,
     Ask,
     AsyncBackend,
     AsyncWatch,
@@ -21,6 +22,8 @@ from clusterports.abc import (
     Claim,
     Claimed,
     Closed,
+    Event,
+    Events,
     Full,
     Gone,
     Granted,
@@ -199,6 +202,9 @@ class _Blocking(Backend):
     def spaces(self, instance: str | None = None) -> list[str]:
         return self._run(self.asynchronous.spaces(instance))
 
+    def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+        return self._run(self.asynchronous.events(cursors, limit))
+
     def close(self) -> None:
         self._run(self.asynchronous.close())
 
@@ -334,6 +340,33 @@ class _World:
         return self.clock.time() - start
 
 
+class _Log:
+    """The log of a world's space, read on and on."""
+
+    def __init__(self, world: _World) -> None:
+        self.store = world.store
+        self.space = world.space
+        self.cursor = ""
+
+    def part(self, cursor: str = "", limit: int = 10_000) -> Events:
+        (log,) = self.store.events({self.space: cursor}, limit)
+        assert isinstance(log, Events)
+        assert self.space == log.space
+        return log
+
+    def new(self) -> list[Event]:
+        """What was told since the last time, but for its age: of ports in ascending order, of each as it happened."""
+        log = self.part(self.cursor)
+        self.cursor = log.cursor
+        events = sorted(log.events, key=lambda event: event.number)
+        assert all(type(event.age) is int and event.age >= 0 for event in events)
+        return [event._replace(age=0) for event in events]
+
+    def brief(self) -> list[tuple[str, int]]:
+        """The kinds and numbers of those."""
+        return [(event.kind, event.number) for event in self.new()]
+
+
 def ask(first: int = 10809, last: int = 10872, count: int = 1, **kwargs: Any) -> Ask:
     return Ask("backup", ((first, last),), count, **kwargs)
 
@@ -368,6 +401,17 @@ class _Conformance:
     def other(self, subject2: Backend, space: str, clock: Clock) -> _World:
         """The same space, seen through another backend object."""
         return _World(subject2, space, clock)
+
+    @pytest.fixture
+    def kept(self) -> int:
+        """How many events the backend under test leaves in a log. Override where it was told another number."""
+        return EVENTS
+
+    @pytest.fixture
+    def log(self, world: _World) -> _Log:
+        if Capability.EVENTS not in world.store.capabilities:
+            pytest.skip("it writes no events")
+        return _Log(world)
 
     def together(self, store: Backend, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         raise NotImplementedError
@@ -1863,6 +1907,207 @@ class _Conformance:
         nobody.mark(Port(10, "tcp", 1))
         assert world.space not in world.store.spaces()
 
+    # ------------------------------------------------------------ events
+
+    def test_events(self, world: _World, log: _Log) -> None:
+        """Each event tells of the port and of its holder as they were then."""
+        one, labels = world.open("one"), {"k": "v"}
+        asked = ask(10, 10, owner="vm-1", labels=labels, host="kvm-07", protocol="both", cooldown=LONG)
+        (port,) = one.take(asked)
+        labels["k"] = "another"
+        same = Event(
+            "acquired", 10, "both", "backup", "vm-1", {"k": "v"}, "one", one.holder.lease, port.fence, 0, "kvm-07"
+        )
+        assert exact([same]) == exact(log.new())
+        one.release(port)
+        assert exact([same._replace(kind="released")]) == exact(log.new())
+        world.force(10)
+        assert exact([same._replace(kind="forced")]) == exact(log.new())
+        (port,) = one.take(asked)
+        same = same._replace(labels={"k": "another"}, fence=port.fence)
+        world.force(10)
+        assert exact([same, same._replace(kind="forced")]) == exact(log.new())
+
+    def test_event_of_foreign(self, world: _World, log: _Log) -> None:
+        """What something outside has is told with who saw it, and once more when the mark is over, or taken away."""
+        one = world.open("one")
+        first, second, third = one.take(ask(10, 12, 3, owner="vm-1"))
+        assert [("acquired", 10), ("acquired", 11), ("acquired", 12)] == log.brief()
+        one.mark(first, second, third, range="display", duration=world.ttl // 2, most=2, host="kvm-07")
+        mark = Event("foreign", 10, "tcp", "display", "", {}, "one", one.holder.lease, first.fence, 0, "kvm-07")
+        marks = [mark, mark._replace(number=11, fence=second.fence)]
+        freed = Event("released", 12, "tcp", "backup", "vm-1", {}, "one", one.holder.lease, third.fence, 0)
+        assert exact([*marks, freed]) == exact(log.new())
+        world.force(11)
+        assert exact([marks[1]._replace(kind="forced")]) == exact(log.new())
+        world.until(lambda: not world.view().ports, within=2 * world.clock.ttl)
+        assert exact([marks[0]._replace(kind="reclaimed")]) == exact(log.new())
+
+    def test_event_of_expiry(self, world: _World, log: _Log) -> None:
+        """A dead holder's port expires, and is reclaimed when it has cooled; both tell whose it was."""
+        one, two = world.open("one", ttl=world.ttl), world.open("two")
+        (port,) = one.take(ask(10, 10, owner="vm-1", quarantine=world.ttl // 2))
+        (mine,) = two.take(ask(11, 11, owner="vm-2"))
+        same = Event("acquired", 10, "tcp", "backup", "vm-1", {}, "one", one.holder.lease, port.fence, 0)
+        other = same._replace(number=11, owner="vm-2", instance="two", lease=two.holder.lease, fence=mine.fence)
+        assert exact([same, other]) == exact(log.new())
+        world.until(lambda: ("tcp", 10) not in world.states(), within=5 * world.clock.ttl)
+        assert exact([same._replace(kind="expired"), same._replace(kind="reclaimed")]) == exact(log.new())
+        two.close(quarantine=True)
+        assert exact([other._replace(kind="expired")]) == exact(log.new())
+
+    def test_event_of_refusal(self, world: _World, log: _Log) -> None:
+        """Of what is refused the ask is told, with its number if it was for this very one; the same once in a row."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 11, 2, owner="vm-1", limit=2))
+        log.new()
+        asked = ask(10, 11, owner="vm-2", labels={"k": "v"}, host="kvm-07", protocol="udp")
+        about = "backup", "vm-2", {"k": "v"}, "two", two.holder.lease, 0, 0, "kvm-07"
+        assert isinstance(two.ask(ask(12, 12), asked._replace(count=3)), Full)
+        assert exact([Event("refused", 0, "udp", *about)]) == exact(log.new())
+        explicit = asked._replace(spans=((10, 10),), explicit=True, protocol="both")
+        assert isinstance(two.ask(explicit), Full)
+        assert isinstance(two.ask(explicit), Full)
+        assert exact([Event("refused", 10, "both", *about)]) == exact(log.new())
+        two.take(asked)
+        assert isinstance(two.ask(explicit), Full)
+        assert [("acquired", 10), ("refused", 10)] == log.brief()
+        assert isinstance(one.ask(ask(12, 20, owner="vm-1", limit=2)), Full)
+        limited = Event("refused", 0, "tcp", "backup", "vm-1", {}, "one", one.holder.lease, 0, 0)
+        assert exact([limited]) == exact(log.new())
+
+    def test_event_of_recovery(self, world: _World, log: _Log) -> None:
+        """What a holder takes back is told, and so is what another loses by it."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = two.take(ask(10, 10, owner="vm-2"))
+        (second,) = two.take(ask(11, 11))
+        log.new()
+        asked = ask(10, 10, owner="vm-1", labels={"k": "v"}, host="kvm-07")
+        lower, higher = Port(11, "tcp", second.fence - 1), Port(10, "tcp", port.fence + 1)
+        assert exact(Claimed((lower,))) == exact(one.claim(Claim(lower, asked), Claim(higher, asked)))
+        lost = Event("forced", 10, "tcp", "backup", "vm-2", {}, "two", two.holder.lease, port.fence, 0)
+        back = Event(
+            "recovered", 10, "tcp", "backup", "vm-1", {"k": "v"}, "one", one.holder.lease, higher.fence, 0, "kvm-07"
+        )
+        assert exact([lost, back]) == exact(log.new())
+        one.claim(Claim(higher, asked))
+        assert [] == log.new()
+
+    def test_events_of_requests(self, world: _World, log: _Log) -> None:
+        """What is done once is told once, however often it is asked for; and what is undone was released."""
+        one = world.open("one")
+        for _ in range(2):
+            one.ask(ask(10, 11, 2), number=1, floor=1)
+        assert [("acquired", 10), ("acquired", 11)] == log.brief()
+        for _ in range(2):
+            one.renew(1)
+        one.number = 1
+        assert [("released", 10), ("released", 11)] == log.brief()
+        assert exact(Stale(1)) == exact(one.ask(ask(10, 11, 2), number=1, floor=1))
+        (port,) = one.take(ask(10, 10, cooldown=LONG))
+        log.new()
+        for _ in range(2):
+            one.release(port)
+        assert [("released", 10)] == log.brief()
+        assert exact(Marked(0)) == exact(one.mark(port))
+        assert [] == log.new()
+
+    def test_events_of_nothing(self, world: _World, log: _Log) -> None:
+        """A step that changes no port tells nothing."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = one.take(ask(10, 10))
+        log.new()
+        stale = port._replace(fence=port.fence + 1)
+        assert isinstance(two.ask(ask(10, 10), wait=Wait(LONG)), Queued)
+        assert isinstance(world.store.preview(world.space, [ask(10, 10)]), Full)
+        assert [exact(Released(0))] * 3 == [
+            exact(reply) for reply in (one.release(stale), two.release(port), one.release())
+        ]
+        assert exact(Marked(0)) == exact(one.mark(stale))
+        assert exact(False) == exact(world.force(10, fence=stale.fence))
+        assert exact(False) == exact(world.store.drop(world.space))
+        new = world.open("one", "b", supersede=one.holder.incarnation)
+        assert exact(SUPERSEDED) == exact(one.release(port))
+        assert exact(SUPERSEDED) == exact(one.close())
+        assert exact(Renewed(False)) == exact(new.renew())
+        assert exact(Reclaimed(False)) == exact(world.store.reclaim(world.space))
+        assert [] == log.new()
+        new.close()
+        assert [("released", 10)] == log.brief()
+
+    def test_events_in_parts(self, world: _World, log: _Log) -> None:
+        """A log is read from its end back: the last so many, and from the cursor on what came since."""
+        one = world.open("one")
+        for _ in range(3):
+            one.release(*one.take(ask(10, 10)))
+        every = log.part()
+        assert ["acquired", "released"] * 3 == [event.kind for event in every.events]
+        last = log.part(limit=2)
+        assert [event.fence for event in every.events[-2:]] == [event.fence for event in last.events]
+        assert (2, every.cursor) == (len(last.events), last.cursor)
+        cursor = last.cursor
+        assert exact(Events(world.space, (), cursor)) == exact(log.part(cursor))
+        one.take(ask(11, 12, 2))
+        assert [11, 12] == sorted(event.number for event in log.part(cursor).events)
+        assert 1 == len(log.part(cursor, limit=1).events)
+        none, some = world.store.events({f"{world.space}-none": "", world.space: cursor}, 10)
+        assert isinstance(none, Events)
+        assert isinstance(some, Events)
+        assert ((f"{world.space}-none", 0), (world.space, 2)) == (
+            (none.space, len(none.events)),
+            (some.space, len(some.events)),
+        )
+        assert [] == world.store.events({}, 10)
+
+    def test_events_have_an_age(self, world: _World, log: _Log) -> None:
+        """An event says how long ago it was."""
+        world.open("one").take(ask(10, 10))
+        before = log.part().events[0].age
+        world.clock.advance(world.clock.ttl)
+        assert log.part().events[0].age - before >= 0.99 * world.ttl
+
+    def test_events_are_bounded(self, world: _World, log: _Log, kept: int) -> None:
+        """A log keeps about as many events as it is to, the last ones; those of others are not its."""
+        neighbour = _World(world.store, f"{world.space}-b", world.clock).open()
+        one = world.open()
+        most = min(kept, 250)
+        for _ in range(-(-kept // most) + 1):
+            one.release(*one.take(ask(1, most, most)))
+            neighbour.take(ask())
+        (last,) = one.take(ask(9, 9))
+        events = log.part().events
+        assert kept <= len(events) <= kept + 200
+        assert ("acquired", last.fence) == (events[-1].kind, events[-1].fence)
+        (others,) = world.store.events({neighbour.space: ""}, 10_000)
+        assert isinstance(others, Events)
+        assert {"acquired"} == {event.kind for event in others.events}
+
+    def test_events_are_dropped(self, world: _World, log: _Log) -> None:
+        """A space that is removed takes its log with it, and one that is begun anew has its own."""
+        one = world.open()
+        one.take(ask(10, 10))
+        one.close()
+        before = log.part()
+        assert exact(True) == exact(world.store.drop(world.space))
+        assert () == log.part().events
+        world.open().take(ask(11, 11))
+        assert [11] == [event.number for event in log.part().events]
+        assert 2 == len(before.events)
+
+    def test_events_change_nothing(self, world: _World, log: _Log) -> None:
+        """Reading a log reclaims nothing and makes no space known."""
+        assert () == log.part().events
+        assert world.space not in world.store.spaces()
+        world.open(ttl=world.ttl).take(ask(10, 10))
+        start = world.clock.time()
+        while world.view().leases[0].expires_in > 0:
+            assert world.clock.time() - start < 3 * world.clock.ttl
+            world.clock.advance(world.clock.ttl / 4)
+        before = world.settled()
+        assert [("acquired", 10)] == log.brief()
+        assert [] == log.new()
+        assert before == world.settled()
+
     # ------------------------------------------------------------ hostile names
 
     @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
@@ -1884,6 +2129,10 @@ class _Conformance:
         assert isinstance(full, Full)
         assert full.holder is not None
         assert exact(view) == exact(full.holder._replace(age=0))
+        if Capability.EVENTS in world.store.capabilities:
+            told = Event("acquired", 10, "tcp", *view[3:7], one.holder.lease, port.fence, 0)
+            refused = Event("refused", 10, "tcp", "backup", "", {}, "two", two.holder.lease, 0, 0)
+            assert exact([told, refused]) == exact(_Log(world).new()[:2])
         assert {text, "two"} == {lease.instance for lease in world.view().leases}
         assert world.space in world.store.spaces(text)
         assert exact(Opened(one.holder.lease, one.holder.incarnation, 1)) == exact(world.try_open(text))
@@ -1985,6 +2234,7 @@ class _Conformance:
         ports = one.take(ask(10, 10))
         assert isinstance(two.ask(ask(10, 10)), Full)
         assert world.settled() == other.settled()
+        assert exact(_Log(world).new()) == exact(_Log(other).new())
         assert world.space in other.store.spaces("one")
         assert exact(Occupied(one.holder.incarnation, "a")) == exact(other.try_open("one", "b"))
         new = other.open("one", "b", supersede=one.holder.incarnation)

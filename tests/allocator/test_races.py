@@ -346,6 +346,7 @@ def content(client: Any) -> dict[str, Any]:
         b"set": client.smembers,
         b"list": lambda key: client.lrange(key, 0, -1),
         b"string": client.get,
+        b"stream": client.xrange,
     }
     seen = {key.decode(): readers[client.type(key)](key) for key in client.keys("clusterports:1:*")}
     for fields in seen.values():
@@ -390,7 +391,8 @@ def test_key_of_a_wrong_type(redis_store: servers.RedisStore, protocol: Any) -> 
     assert Closed(False) == backend.close_lease("host:a", holder)
     left = content(client)
     assert {"schema", "born", "ended", "fence"} == {field.decode() for field in left.pop(keys("host:a")[0])}
-    assert [set(), set()] == [set(left.pop(bitmap).replace(b"\0", b"")) for bitmap in keys("host:a")[3:]]
+    assert [set(), set()] == [set(left.pop(bitmap).replace(b"\0", b"")) for bitmap in keys("host:a")[3:5]]
+    assert 3 + 3 == len(left.pop(keys("host:a")[5]))  # events: each port was taken, and given back
     assert {"clusterports:1:spaces": {b"host:a"}} == left
     backend.close()
 

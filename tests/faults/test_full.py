@@ -107,7 +107,7 @@ def test_holder_after_lost_data(full: Full) -> None:
     full.client.delete(*full.client.keys("clusterports:1:{*"))
     full.client.config_set("maxmemory", 0)
     full.client.set("other", b"-" * 2_000_000)
-    full.client.config_set("maxmemory", full.client.info("memory")["used_memory"] - 1000)
+    full.client.config_set("maxmemory", full.client.info("memory")["used_memory"] - 1_000_000)
     opening = full.backend.open(SPACE, "one", token="a", ttl=TTL, knew=full.one.incarnation)
     assert isinstance(opening, Opened)
     holder = Holder("one", opening.lease, opening.incarnation)

@@ -14,7 +14,7 @@ from faults.proxy import Proxy
 
 from clusterports import BackendUnavailable, LeaseLost, PortRange, PortRequest, PortsExhausted, Settings
 from clusterports._names import host_space
-from clusterports_redis._scripts import SCRIPTS
+from clusterports_redis._scripts import Scripts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from clusterports.abc import SpaceView
 
 RANGE = PortRange("r", 1, 4, quarantine=0.5)
+SCRIPTS = Scripts()
+
 GIVES_UP = Settings(timeout=0.8)
 """Seconds after which a call gives up."""
 

@@ -128,6 +128,8 @@ class Before:
                 return self.client.zrange(key, 0, -1, withscores=True)
             case b"list":
                 return self.client.lrange(key, 0, -1)
+            case b"stream":
+                return self.client.xrange(key)
         return self.client.get(key)
 
     def restore(self) -> None:

@@ -1,8 +1,8 @@
 """Random histories: the Redis backend and the state machine get the same calls at the same times.
 
-After each step the replies, all that `read` shows, and the raw keys must agree. A step is a plain tuple that
-refers to what there is by number, so any part of a history is a history too: a failing one is cut down before it
-is shown, and it can be pasted into `play` as it is.
+After each step the replies, all that `read` shows, the events that were written, and the raw keys must agree. A step
+is a plain tuple that refers to what there is by number, so any part of a history is a history too: a failing one is cut
+down before it is shown, and it can be pasted into `play` as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import pytest
 import servers
@@ -26,6 +26,9 @@ from clusterports.abc import (
     Claim,
     Claimed,
     Closed,
+    Event,
+    EventKind,
+    Events,
     Full,
     Gone,
     Granted,
@@ -51,6 +54,7 @@ from clusterports.errors import BackendError
 from clusterports.ranges import merged
 from clusterports_memory import MemoryBackend
 from clusterports_memory import Store as MemorySpaces
+from clusterports_redis._scripts import Scripts
 from clusterports_redis._wire import owner_tag
 
 if TYPE_CHECKING:
@@ -76,6 +80,7 @@ TIMES: Final = (
 FORCED: Final = ("held", "held", "held", "cooling", "foreign", "fence", "state")
 STATES: Final[tuple[Literal["held", "cooling", "foreign"], ...]] = ("held", "cooling", "foreign")
 NOBODYS: Final = PortView(1, "tcp", "held", "", "", {}, "", 1, 1, 0, None)
+ALL: Final = 100_000
 WINDOWS: Final = (0, GRAIN, SECOND, 5 * SECOND, 5 * SECOND, 100 * SECOND)
 
 Step = tuple[Any, ...]
@@ -83,6 +88,9 @@ Step = tuple[Any, ...]
 
 class Model(MemorySpaces):
     """The state machine as a server runs it."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__(clock, events=ALL)
 
     def space(self, name: str) -> Space:
         return self.spaces.get(name) or Space(name, max_gap=MAX_GAP)
@@ -377,24 +385,67 @@ class Different(AssertionError):
         self.step = step
 
 
+class Logs:
+    """What was told of the spaces, by the model and by what is compared with it: read as far as ``at``."""
+
+    def __init__(self) -> None:
+        self.at: list[dict[str, str]] = [{}, {}]
+        self.earlier = self.at
+
+    def step(self) -> None:
+        """Before a step that may tell something."""
+        self.earlier = [dict(cursors) for cursors in self.at]
+
+    def forget(self) -> None:
+        """All that was there is no more: whatever is there now counts as read."""
+        self.at, self.earlier = [{}, {}], [{}, {}]
+
+    def read(self, *stores: Backend | None) -> list[Event]:
+        """What is new, which is the same in both."""
+        new = [self._read(store, cursors) for store, cursors in zip(stores, self.at, strict=True) if store is not None]
+        return self._compared(new)
+
+    def read_again(self, *stores: Backend | None) -> list[Event]:
+        """The same as after the last step, with its age now."""
+        both = zip(stores, self.earlier, strict=True)
+        return self._compared([self._read(store, dict(cursors)) for store, cursors in both if store is not None])
+
+    @staticmethod
+    def _compared(new: list[list[Event]]) -> list[Event]:
+        assert all(repr(new[0]) == repr(other) for other in new), f"told: {new[0]} != {new[-1]}"
+        return new[0]
+
+    @staticmethod
+    def _read(store: Backend, cursors: dict[str, str]) -> list[Event]:
+        """One after the other for each port; in which order a step tells of several does not matter."""
+        found: list[Event] = []
+        for log in store.events({space: cursors.get(space, "") for space in SPACES}, ALL):
+            assert isinstance(log, Events), log
+            if log.space in cursors:
+                found += sorted(log.events, key=lambda event: member(event.protocol, event.number))
+            cursors[log.space] = log.cursor
+        return found
+
+
 class Player:
     """Turns steps into calls, by what the model has answered so far."""
 
-    def __init__(self, store: servers.Store | None, model: type[MemorySpaces] = Model) -> None:
+    def __init__(self, store: servers.Store | None) -> None:
         self.store = store
         self.clock = servers.VirtualClock()
         if store is not None:
             store.flush()
             self.clock = store.clock
-        self.modelled = model(clock=lambda: self.clock.now)
+        self.modelled: MemorySpaces = Model(lambda: self.clock.now)
         self.model = MemoryBackend(self.modelled)
+        self.logs = Logs()
         self.holders: list[tuple[str, Holder]] = []
         self.numbers: dict[Holder, int] = {}
         self.ports: list[tuple[int, Port]] = []
         self.tickets: list[tuple[int, int, tuple[Ask, ...]]] = []
         self.incarnations: list[int] = [1]
         self.revoked: list[int] = []
-        self.saved: tuple[dict[str, Space], Any] = ({}, None)
+        self.saved: tuple[Any, Any] = (({}, {}), None)
         self.seen: set[str] = set()
         self.log: list[str] = []
 
@@ -415,7 +466,9 @@ class Player:
             self.log.append(f"time {step[1]}")
             self.clock.set(self.clock.now + step[1])
             self.check_views(subject)
+            self.logs.read_again(self.model, subject)
             return
+        self.logs.step()
         for method, args, kwargs in getattr(self, step[0])(*step[1:]):
             if self.mistaken(args):
                 continue
@@ -429,9 +482,12 @@ class Player:
             if subject is not None:
                 actual = getattr(subject, method)(*args, **kwargs)
                 assert repr(expected) == repr(actual), f"reply: {actual}"
+            if method == "drop" and expected:
+                self.logs.forget()
         for space in self.modelled.spaces.values():
             self.seen |= {f"port {port.state}" for port in space._ports.values()}
         self.check_views(subject)
+        self.seen |= {f"told {event.kind}" for event in self.logs.read(self.model, subject)}
         if isinstance(self.store, servers.RedisStore):
             self.check_keys(self.store)
 
@@ -596,15 +652,16 @@ class Player:
         return number, max(1, number - older % 4) if floor == "a" else number
 
     def save(self) -> Any:
-        self.saved = copy.deepcopy(self.modelled.spaces), self.copied()
+        self.saved = copy.deepcopy((self.modelled.spaces, self.modelled.logs)), self.copied()
         return ()
 
     def lose(self, what: str) -> Any:
         if what == "all":
-            self.saved = {}, None
-        spaces, stored = self.saved
-        self.modelled.spaces = copy.deepcopy(spaces)
+            self.saved = ({}, {}), None
+        known, stored = self.saved
+        self.modelled.spaces, self.modelled.logs = copy.deepcopy(known)
         self.put_back(stored)
+        self.logs.forget()
         return ()
 
     def copied(self) -> Any:
@@ -745,10 +802,12 @@ class Player:
         expected_keys = {servers.NOW}
         masks = set()
         for name, model in self.modelled.spaces.items():
-            state, due, ports, tcp, udp, mask = (
-                f"clusterports:1:{{{name}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp", "mask")
+            state, due, ports, tcp, udp, events, mask = (
+                f"clusterports:1:{{{name}}}:{part}"
+                for part in ("state", "due", "ports", "tcp", "udp", "events", "mask")
             )
             expected_keys |= {"clusterports:1:spaces", state, tcp, udp}
+            expected_keys |= {events} if self.modelled.logs.get(name) else set()
             expected_keys |= ({due} if model._due else set()) | ({ports} if model._leases or model._queue else set())
             masks.add(mask)
             pipe = client.pipeline(transaction=False)
@@ -912,6 +971,17 @@ def test_same_as_the_state_machine(redis_store: servers.RedisStore, seed: int) -
         pytest.fail(f"seed {seed}, step {found.step}: {shown or found}\nplay({few!r})", pytrace=False)
 
 
+@pytest.mark.parametrize("redis_store", ["valkey"], indirect=True)
+def test_without_events(redis_store: servers.RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of those who keep no events do the same without them."""
+    without = Scripts(clock=servers.VIRTUAL_CLOCK, kept=0)
+    monkeypatch.setattr(redis_store, "scripts", lambda virtual: without)
+    player = Player(redis_store)
+    player.modelled.events = 0
+    player.play(generate(7, STEPS))
+    assert not any(word.startswith("told") for word in player.seen)
+
+
 class Histories(RuleBasedStateMachine):
     """Hypothesis puts short histories one behind the other, and takes away those that a failure does not need."""
 
@@ -984,5 +1054,6 @@ def test_histories_reach_everything() -> None:
         *(f"claim {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "same", "lower")),
         *(f"claim own {state} {how}" for state in ("held", "cooling", "foreign") for how in ("higher", "lower")),
         *(f"claim {state} {how} other protocol" for state in ("held", "own held") for how in ("higher", "lower")),
+        *(f"told {kind}" for kind in get_args(EventKind)),
         *("Renewed False", "Renewed True", "Reclaimed False", "Reclaimed True", "Closed False", "Closed True"),
     } <= seen

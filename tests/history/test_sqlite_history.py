@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from history.test_history import STEPS, Different, Player, generate
+from history.test_history import ALL, STEPS, Different, Player, generate
 
 from clusterports._space import Space
 from clusterports_memory import MemoryBackend
@@ -25,14 +25,20 @@ if TYPE_CHECKING:
     from clusterports_sqlite._process import Process
 
 
-TABLES: Final = ("space", "lease", "port", "place", "last", "change")
+TABLES: Final = ("space", "lease", "port", "place", "last", "change", "event")
+
+
+def tables(db: sqlite3.Connection) -> list[str]:
+    """Those that there are: that of events comes with the first one."""
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return [table for table in TABLES if table in there]
 
 
 class LocalModel(MemorySpaces):
     """The state machine as it is for those who cannot be cut off; with ``patient``, for those who may be alive."""
 
     def __init__(self, clock: Callable[[], int], *, patient: bool) -> None:
-        super().__init__(clock)
+        super().__init__(clock, events=ALL)
         self._patient = patient
 
     def space(self, name: str) -> Space:
@@ -79,13 +85,13 @@ class SqlitePlayer(Player):
 
     def copied(self) -> dict[str, list[tuple[Any, ...]]]:
         def work(db: sqlite3.Connection) -> dict[str, list[tuple[Any, ...]]]:
-            return {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}  # noqa: S608
+            return {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in tables(db)}  # noqa: S608
 
         return self.subjects[0].file.read(work) or {}
 
     def put_back(self, stored: dict[str, list[tuple[Any, ...]]] | None) -> None:
         def work(db: sqlite3.Connection) -> None:
-            for table in TABLES:
+            for table in tables(db):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608
                 for row in (stored or {}).get(table, ()):
                     db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608

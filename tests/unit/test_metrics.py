@@ -16,14 +16,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from clusterports import AsyncPortAllocator, LeaseLost, PortAllocator, PortInUse, PortsExhausted
-from clusterports.abc import LeaseView, PortView, SpaceView
+from clusterports.abc import Finding, LeaseView, PortView, SpaceView
 from clusterports.errors import BackendError, BackendUnavailable, IncompatibleSchema
 from clusterports.metrics import FAILURES, STEPS, ClusterCollector, instrument
 from clusterports.ranges import PortRange
 from clusterports_memory import AsyncMemoryBackend, MemoryBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import servers
     from prometheus_client import Metric
@@ -215,6 +215,47 @@ def test_agrees_with_status(store: servers.Store) -> None:
         assert {("", "a", HOSTILE)} == {tuple(sorted(host["host"] for host in status["hosts"]))}
 
 
+class Diagnosed(MemoryBackend):
+    """A store of which this is found; what is asked for after it fails."""
+
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__()
+        self.findings = findings
+        self.looks = 0
+
+    def diagnose(self, *, repair: bool = False) -> Iterator[Finding]:
+        assert not repair
+        self.looks += 1
+        yield from self.findings
+        yield Finding("user", "error", "this is not a figure")
+        raise AssertionError("the rest of a diagnosis compares all hosts")
+
+
+def test_store_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check is 1 when nothing is wrong there, else 0, and missing when nobody knows; looked at once a minute."""
+    backend = Diagnosed(
+        Finding("store", "ok", "answers"),
+        Finding("version", "warning", "is no figure"),
+        Finding("persistence", "warning", "none"),
+        Finding("eviction", "warning", "not checked", unknown=True),
+        Finding("memory", "ok", "1 of 2 used"),
+        Finding("replicas", "error", "one is away"),
+        Finding("replicas", "ok", "the other"),
+    )
+    now = 1000.0
+    monkeypatch.setattr("clusterports.metrics.monotonic", lambda: now)
+    registry = registered(backend)
+    expected: Samples = {("persistence",): 0, ("memory",): 1, ("replicas",): 0}
+    assert expected == samples(registry, "clusterports_store_healthy", "check")
+
+    backend.findings = ()
+    now += 59.9
+    assert expected == samples(registry, "clusterports_store_healthy", "check")
+    assert 1 == backend.looks
+    now += 0.1
+    assert {} == samples(registry, "clusterports_store_healthy", "check")
+
+
 def test_names_for_the_same_host() -> None:
     """Damaged names of spaces make no sample twice, for which a scrape would be refused."""
     spaces = [f"host:{name}" for name in ("a", "%61", "%FE", "%FF", "")]
@@ -242,7 +283,7 @@ def families() -> list[Metric]:
 
 def test_conventions(families: list[Metric]) -> None:
     """Prefix, base units, ``_total`` for counters and for nothing else, a help for each."""
-    assert 18 == len(families) == len({one.name for one in families})
+    assert 19 == len(families) == len({one.name for one in families})
     for one in families:
         assert re.fullmatch(r"clusterports(_[a-z]+)+", one.name)
         assert not re.search(r"_(ms|us|milliseconds|minutes|percent|gauge|counter|count|sum|bucket|info)$", one.name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "must be 1 to 255 bytes of UTF-8 without control characters or blanks at either end"
 TTL = "must be a number of seconds from 0.1 to 3600"
 TIMEOUT = "must be a number of seconds above 0, at most 3600"
+EVENTS = "must be a whole number from 0 to 1000000"
 PORT = "must be an integer from 1 to 65535"
 EXCLUDE = 'must be a list of port numbers and spans, such as [20005, "20000-20003"]'
 BAND = "must be an integer from 0, less than the size of the range"
@@ -77,6 +78,17 @@ def test_order(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings.load(ttl=4)
 
     assert (4, 3, "directory", "home") == (settings.ttl, settings.timeout, settings.host, settings.instance)
+
+
+@pytest.mark.parametrize("kept", [0, 1_000_000])
+def test_events(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many events are kept is a setting like the others, with both ends within the bounds."""
+    assert 500 == Settings.load().events
+    monkeypatch.setenv("CLUSTERPORTS_EVENTS", str(kept))
+    settings = Settings.load()
+
+    assert kept == settings.events == Settings.load(events=kept).events
+    assert "CLUSTERPORTS_EVENTS" == str(settings.origins()["events"])
 
 
 def test_none_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +233,11 @@ def test_probe(value: str, probe: bool, monkeypatch: pytest.MonkeyPatch) -> None
         ({"ttl": True}, f"ttl: {TTL}, got True"),
         ({"timeout": 0}, f"timeout: {TIMEOUT}, got 0"),
         ({"timeout": 3600.5}, f"timeout: {TIMEOUT}, got 3600.5"),
+        ({"events": -1}, f"events: {EVENTS}, got -1"),
+        ({"events": 1_000_001}, f"events: {EVENTS}, got 1000001"),
+        ({"events": 1.5}, f"events: {EVENTS}, got 1.5"),
+        ({"events": True}, f"events: {EVENTS}, got True"),
+        ({"events": "many"}, f"events: {EVENTS}, got 'many'"),
         ({"host": ""}, f"host: {NAME}, got ''"),
         ({"host": "a\x1b[31m"}, f"host: {NAME}, got 'a\\x1b[31m'"),
         ({"host": 5}, f"host: {NAME}, got 5"),
@@ -374,7 +391,7 @@ def test_other_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             "zzz = 'redis://:secret@x'",
             (
                 "zzz (clusterports.toml:1): there is no such setting; "
-                "known are url, host, instance, ttl, timeout, ranges, strict, probe, libvirt_conf"
+                "known are url, host, instance, ttl, timeout, ranges, strict, probe, libvirt_conf, events"
             ),
         ),
         ("ranges = 5", "ranges (clusterports.toml:1): must be a table of ranges by name, got 5"),

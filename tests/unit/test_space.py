@@ -22,6 +22,7 @@ from clusterports.abc import (
     Claim,
     Claimed,
     Closed,
+    Event,
     Full,
     Gone,
     Granted,
@@ -2111,6 +2112,149 @@ class TestBury:
         world.bury(one)
         assert two.queue(ask(10, 10), ticket).first
         assert world.stirred()
+
+
+class TestTold:
+    """What the steps tell of themselves."""
+
+    @pytest.fixture(autouse=True)
+    def _log(self, world: World) -> None:
+        world.space.told = []
+
+    @staticmethod
+    def told(world: World) -> list[tuple[str, int]]:
+        """Kind and number of what was told since the last call."""
+        told, world.space.told = world.space.told, []
+        assert told is not None
+        return [(event.kind, event.number) for event in told]
+
+    def test_nothing(self, world: World) -> None:
+        """Where there is no log, none is made."""
+        world.space.told = None
+        one = world.open()
+        one.release(*one.take(ask(10, 11, 2)))
+        assert world.space.told is None
+
+    def test_fields(self, world: World) -> None:
+        """Port and holder as they are then, also when the caller's labels change afterwards."""
+        labels = {"k": "v"}
+        one = world.open()
+        (port,) = one.take(ask(10, 10, protocol="both", owner="vm-1", labels=labels, host="kvm-07"))
+        labels.clear()
+        about = "backup", "vm-1", {"k": "v"}, "one", one.holder.lease, port.fence, 0, "kvm-07"
+        assert [Event("acquired", 10, "both", *about)] == world.space.told
+
+    def test_refused(self, world: World) -> None:
+        """Who asked for what, with the number if it was for this very one; no fence."""
+        one = world.open()
+        one.take(ask(10, 10))
+        world.space.told = []
+        one.ask(ask(20, 20), one_port(10, owner="vm-1", host="kvm-07", labels={"k": "v"}))
+        one.ask(ask(10, 10))
+        about = "vm-1", {"k": "v"}, "one", one.holder.lease, 0, 0, "kvm-07"
+        first, second = world.space.told
+        assert Event("refused", 10, "tcp", "backup", *about) == first
+        assert ("refused", 0, 0) == (second.kind, second.number, second.fence)
+
+    def test_queued(self, world: World) -> None:
+        """Who waits is not refused, until it gives up."""
+        one, two = world.open("one"), world.open("two")
+        one.take(ask(10, 10))
+        ticket = two.queue(ask(10, 10)).ticket
+        assert [("acquired", 10)] == self.told(world)
+        two.ask(ask(10, 10), wait=Wait(0, ticket))
+        assert [("refused", 0)] == self.told(world)
+
+    def test_ends(self, world: World) -> None:
+        """Given back, given up by a request, or with the lease: released. In doubt, or without a heartbeat: expired."""
+        one = world.open()
+        first, *_ = one.take(*(ask(number, number, cooldown=SECOND) for number in (10, 11)))
+        one.ask(ask(12, 12), number=7, floor=1)
+        self.told(world)
+        one.release(first, first)
+        one.renew(7)
+        one.close()
+        assert [("released", 10), ("released", 12), ("released", 11)] == self.told(world)
+        two = world.open("two")
+        two.take(ask(20, 20))
+        two.close(quarantine=True)
+        three = world.open("three")
+        three.take(ask(30, 30))
+        self.told(world)
+        world.bury(three)
+        world.wait(QUARANTINE)
+        told = self.told(world)
+        assert ("expired", 30) in told
+        assert [("reclaimed", 10), ("reclaimed", 11), ("reclaimed", 20), ("reclaimed", 30)] == sorted(told)[1:]
+
+    def test_steps_of_reclaim(self, world: World) -> None:
+        """A visit tells of what it reclaimed, not of what is left for the next."""
+        one = world.open()
+        one.take(ask(1, STEP + 6, STEP + 6))
+        self.told(world)
+        world.bury(one)
+        world.visit()
+        assert [("expired", number) for number in range(1, STEP + 1)] == self.told(world)
+        world.visit()
+        assert [("expired", number) for number in range(STEP + 1, STEP + 7)] == self.told(world)
+
+    def test_marks(self, world: World) -> None:
+        """What is marked is foreign, what is over the bound is released, and a mark that gives way is not told of."""
+        one = world.open()
+        ports = one.take(ask(10, 11, 2, owner="vm-1"))
+        self.told(world)
+        one.mark(*ports, most=1, host="kvm-07")
+        assert world.space.told is not None
+        mark = world.space.told[0]
+        assert ("", "kvm-07", {}) == (mark.owner, mark.host, mark.labels)
+        assert [("foreign", 10), ("released", 11)] == self.told(world)
+        one.take(one_port(10))
+        assert [("acquired", 10)] == self.told(world)
+
+    def test_force(self, world: World) -> None:
+        """Taken by force, whatever it was; a view that is old tells nothing."""
+        one = world.open()
+        one.take(ask(10, 10))
+        seen = world.port(10)
+        self.told(world)
+        assert [True, False, True] == [world.force(seen), world.force(seen), world.force(world.port(10))]
+        assert [("forced", 10)] * 2 == self.told(world)
+
+    def test_claims(self, world: World) -> None:
+        """What was lost is recovered, and taken from whoever has it; what was not lost is no event."""
+        one, two = world.open("one"), world.open("two")
+        (port,) = two.take(ask(10, 10, owner="vm-2"))
+        self.told(world)
+        mine = Port(10, "tcp", port.fence + 1)
+        one.claim(mine, Port(11, "tcp", port.fence))
+        assert world.space.told is not None
+        assert ["vm-2", "", ""] == [event.owner for event in world.space.told]
+        assert [("forced", 10), ("recovered", 10), ("recovered", 11)] == self.told(world)
+        one.claim(mine)
+        two.claim(port)
+        assert [] == self.told(world)
+
+    def test_nothing_done(self, world: World) -> None:
+        """Reads, heartbeats, and steps that are stale or refused for another reason, tell nothing."""
+        one = world.open()
+        (port,) = one.take(ask(10, 10))
+        self.told(world)
+        stale = port._replace(fence=port.fence + 1)
+        one.ask(ask(10, 10), number=1)
+        one.release(stale)
+        one.mark(stale)
+        one.renew()
+        one.held()
+        world.preview(ask(10, 10))
+        world.view()
+        world.visit()
+        new = world.open(token="b", supersede=one.holder.incarnation)
+        assert [SUPERSEDED] * 4 == [one.release(port), one.close(), one.mark(port), one.ask(ask())]
+        assert [] == self.told(world)
+        new.claim(Port(11, "tcp", port.fence - 1))
+        self.told(world)
+        assert isinstance(new.ask(ask()), Recovering)
+        assert [] == self.told(world)
 
 
 class TestEmpty:

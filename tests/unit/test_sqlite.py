@@ -708,7 +708,7 @@ import resource, sys
 from clusterports import PortAllocator, PortRange, BackendError
 ports = PortAllocator(sys.argv[1], host="h", ranges=[PortRange("r", 1, 100)], probe=False)
 held = [ports.acquire("r")]
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 try:
     while True:
         held.append(ports.acquire("r", owner="o" * 5000))

@@ -32,7 +32,7 @@ else
 end
 local knew = tonumber(ARGV[#ARGV])
 if knew > fence then
-  space = space or rare(clock, min_ttl, next_due)
+  space = space or rare(clock, min_ttl, next_due, now)
   fence = knew
   space.recover(clock + space.lease(record).ttl)
   space.recovering = space.recovers()
@@ -66,14 +66,16 @@ if ARGV[10] == '' and ARGV[7] == '1' and ARGV[5] == '1' and ARGV[6] ~= 'both' an
     local entry = since .. ' ' .. first_text .. ' ' .. name
     call('ZADD', PORTS, 0, id .. '/' .. name)
     call('SETBIT', bits, bit, 1)
+    local held = 'h ' .. id .. ' ' .. first_text .. ' ' .. since .. ' ' .. ARGV[8] .. ' ' .. ARGV[9]
     call('HSET', STATE, 'clock', clock, 'seen', seen, 'fence', first, 'done/' .. id, done .. ';' .. ARGV[3] .. ' ' .. entry,
-         name, 'h ' .. id .. ' ' .. first_text .. ' ' .. since .. ' ' .. ARGV[8] .. ' ' .. ARGV[9])
+         name, held)
+    redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', '$events', '*', 'e', 'acquired ' .. since .. ' ' .. name .. ' ' .. held)  -- events
     return {'GRANTED', entry}
   end
 end
 
 -- include: pick
-space = space or rare(clock, min_ttl, next_due)
+space = space or rare(clock, min_ttl, next_due, now)
 if not space.check_types() then space.damaged('tcp or udp is missing, or not whole') end
 local window, ticket, keep = match(ARGV[5], ' (%d+) (%d+) ([01])$')
 if ticket then
@@ -87,6 +89,7 @@ if picked.why then
     call('HSET', STATE, 'clock', clock, 'seen', seen, 'done/' .. id, done .. ';' .. ARGV[3] .. ' -')
     if ticket then space.leave(ticket) end
     space.wake()
+    picked.tell_refused(id)  -- events
     local name, record = picked.explicit()
     return {'FULL', picked.refused, picked.why, backlog and 1 or 0, format('%.0f', clock), format('%.0f', now), name, record}
   end
@@ -134,4 +137,5 @@ elseif ticket then
   space.leave(ticket)
 end
 space.wake()
+for i = math.max(1, #names - $events + 1), #names do space.tell('acquired', names[i], fields[2 * i]) end  -- events
 return {'GRANTED', entry}

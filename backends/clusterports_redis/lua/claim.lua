@@ -7,7 +7,7 @@
 -- ARGV  1 lease id  2 incarnation  3 request number  4 request floor, then of each port, at most 250: port, fence,
 --       hold, note (see pick.lua), and 'owned/<tag>' where it counts against a limit, else ''
 -- Returns {'CLAIMED', 'fence port;fence port ...' of those that the lease does not hold now} or {'GONE', reason, 1 when there is no trace of it}
-space = space or rare(clock, min_ttl, next_due)
+space = space or rare(clock, min_ttl, next_due, now)
 space.check_types()
 local done = s[8] or space.damaged('done/' .. id)
 local number, floor = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -19,7 +19,7 @@ end
 if number >= settled and not match(done, ';' .. ARGV[3] .. ' ') then
   call('HSET', STATE, 'done/' .. id, space.settle(done, floor, number) .. ';' .. ARGV[3] .. ' -')
   for i = 5, #ARGV, 5 do
-    if space.take_back(id, lease.instance, now, unpack(ARGV, i, i + 4)) then lost = true end
+    if space.take_back(id, lease.instance, unpack(ARGV, i, i + 4)) then lost = true end
     fence = math.max(fence, tonumber(ARGV[i + 1]))
   end
   if lost and not space.recovers() then space.recover(clock + lease.ttl) end

@@ -9,7 +9,7 @@
 -- Returns {'FORCED', 1, or 0 when it is not as it was}
 -- include: allowed
 if not gap then return {'FORCED', 0} end
-local space = rare(clock, min_ttl, next_due)
+local space = rare(clock, min_ttl, next_due, now)
 space.visit(before, gap)
 local name = ARGV[1]
 local record = call('HGET', STATE, name)
@@ -25,6 +25,7 @@ elseif done then
   call('ZREM', DUE, name)
   space.free({name}, {record})
 end
+if done then space.tell('forced', name, record) end  -- events
 space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due)
 return {'FORCED', done and 1 or 0}

@@ -5,7 +5,7 @@
 -- KEYS  see space.lua
 -- ARGV  1 lease id  2 incarnation  3 range  4 duration  5 the most of this range  6 note, then port and fence of each
 -- Returns {'MARKED', count} or {'GONE', reason, 1 when there is no trace of it}
-space = space or rare(clock, min_ttl, next_due)
+space = space or rare(clock, min_ttl, next_due, now)
 space.check_types()
 local range, till, most, note = ARGV[3], clock + ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local mine, records = space.held_of_arguments(id, 7)
@@ -28,6 +28,8 @@ if count > 0 then
   call('HSET', STATE, 'foreign/' .. range, marked + count)
 end
 space.free(rest, rest_records)
+for i = 1, count do space.tell('foreign', mine[i], fields[2 * i]) end  -- events
+space.tell_all('released', rest, rest_records)  -- events
 space.wake()
 call('HSET', STATE, 'clock', clock, 'seen', seen, 'next', space.next_due)
 return {'MARKED', count}

@@ -12,7 +12,7 @@ if not gap then
   call('SETBIT', KEYS[4], 65535, 0)
   call('SETBIT', KEYS[5], 65535, 0)
 end
-local space = rare(clock, min_ttl, next_due)
+local space = rare(clock, min_ttl, next_due, now)
 if gap then space.visit(before, gap) end
 local knew = tonumber(ARGV[5])
 if knew > fence then

@@ -6,7 +6,7 @@
 -- ARGV  number of asks, then the asks, see pick.lua
 -- Returns {'PREVIEW', 'port port ...'}, {'EMPTY'} where there is no space, or {'FULL', ...} or {'RECOVERING', ...} as acquire
 if not gap then return {'EMPTY'} end
-local space = rare(clock, min_ttl, next_due)
+local space = rare(clock, min_ttl, next_due, now)
 local till = space.recovers(before)
 if till then return {'RECOVERING', format('%.0f', till - clock)} end
 space.waiting, space.dry_run = true, true

@@ -7,7 +7,7 @@
 -- Returns {'SPACE', cursor, clock, now, fence, the clock at the last visit, the time since, for how long it recovers,
 --         field, value, field, value, ...}, cursor '0' at the end
 if not gap then return {'SPACE', '0', '0', format('%.0f', now), '0', '0', '0', '0'} end
-local till = rare(clock, min_ttl, next_due).recovers(before)
+local till = rare(clock, min_ttl, next_due, now).recovers(before)
 local page = call('HSCAN', STATE, ARGV[1], 'COUNT', ARGV[2])
 local reply = {'SPACE', page[1], format('%.0f', clock), format('%.0f', now), format('%.0f', fence), format('%.0f', before),
                format('%.0f', gap), format('%.0f', till and till - clock or 0)}

@@ -7,6 +7,6 @@
 -- Returns {'RECLAIMED', backlog}
 -- include: allowed
 if not gap then return {'RECLAIMED', 0} end
-local backlog = rare(clock, min_ttl, next_due).visit(before, gap)
+local backlog = rare(clock, min_ttl, next_due, now).visit(before, gap)
 call('HSET', STATE, 'clock', clock, 'seen', seen)
 return {'RECLAIMED', backlog and 1 or 0}

@@ -24,9 +24,10 @@ elseif plain == ' ' and string.sub(ARGV[3], 4, 4) == '/' then  -- one port like 
     error(cleared.err, 0)
   end
   call('HDEL', STATE, name)
+  redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', '$events', '*', 'e', format('released %.0f ', now) .. name .. ' ' .. s[8])  -- events
   count = 1
 elseif #ARGV > 2 then
-  space = space or rare(clock, min_ttl, next_due)
+  space = space or rare(clock, min_ttl, next_due, now)
   space.check_types()
   local mine, records = space.held_of_arguments(id, 3)
   space.let_go(id, mine, records)

@@ -8,7 +8,7 @@
 --       fence that it knows of as k<fence>
 -- Returns {'RENEWED', backlog, 'fence port;fence port ...' of those that are revoked, or '', 1 when it holds another number}
 --         or {'GONE', reason, 1 when there is no trace of it}
-space = space or rare(clock, min_ttl, next_due)
+space = space or rare(clock, min_ttl, next_due, now)
 local done = s[8] or space.damaged('done/' .. id)
 local floor, highest = match(done, '^(%d+) (%d+)')
 if not floor then space.damaged('done/' .. id) end
@@ -47,6 +47,7 @@ for number, entry in string.gmatch(done, ';(%d+) ([^;]*)') do
     local mine, records = space.held(id, names, fences)
     space.end_hold(id, mine)
     space.free(mine, records)
+    space.tell_all('released', mine, records)  -- events
     entry = '-'
   end
   abandoned[number] = nil

@@ -1,6 +1,7 @@
 -- The rules of one space, shared by all operations; clusterports/_space.py says the same in Python and explains it.
 --
 -- KEYS, of every operation: 1 state (hash)  2 due (zset)  3 ports (zset, by lex)  4 tcp  5 udp (bitmaps)
+--       6 events (stream)
 --   state  schema, clock, seen, fence
 --          born             the first fence of this space; one that is lower was given by another, which is lost
 --          ended            id;id;...: those of the last 64 leases that ended, the latest at the end
@@ -24,6 +25,8 @@
 --   ports  <id>/tcp/<port> for each held port, lease/<id> for each lease, wait/<ticket> for each place in the queue:
 --          found without a scan
 --          All the same with udp/ and both/ for tcp/. Tickets have 16 digits, so that they sort as numbers.
+--   events the last things that steps did, for people: nothing is decided by them. Each entry has one field:
+--          kind time port record    (record: as in the state, then; of a refusal, with 0 for port, fence and times)
 --   tcp    bit n is 1 while port n is not free; 65,536 bits long from the start, so that BITPOS finds zeros
 -- All numbers are integers, times in microseconds. An instance and a note are ASCII JSON, made by the client.
 -- Errors, of every operation: CPSCHEMA when the data is of another version, CPDAMAGED when keys contradict
@@ -39,7 +42,7 @@ local clock, seen, fence, min_ttl, next_due
 
 -- It uses no local of the script around it, which would cost something even where it is not called: what it needs
 -- is handed in, and what it changes, self.min_ttl and self.next_due, is to be written by the caller.
-local function rare(clock, min_ttl, next_due)
+local function rare(clock, min_ttl, next_due, now)
   local call, format, match = redis.call, string.format, string.match
   local STATE, DUE, PORTS = KEYS[1], KEYS[2], KEYS[3]
   local STEP, NEVER, CHUNK = 64, 9007199254740991, 1000
@@ -51,6 +54,20 @@ local function rare(clock, min_ttl, next_due)
   function self.damaged(what)
     error('CPDAMAGED ' .. what, 0)
   end
+
+  -- Write down what was done. Where that fails, as for a user who may not, the step stands all the same. A line that
+  -- ends in -- events is not there where none are kept.
+  local at  -- events
+  function self.tell(kind, name, record)  -- events
+    at = at or format(' %.0f ', now)  -- events
+    redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', '$events', '*', 'e', kind .. at .. name .. ' ' .. record)  -- events
+  end  -- events
+
+  function self.tell_all(kind, names, records)  -- events
+    for i = math.max(1, #names - $events + 1), #names do  -- events
+      if records[i] then self.tell(kind, names[i], records[i]) end  -- events
+    end  -- events
+  end  -- events
 
   -- Why there is no such lease, as a reply: incarnation and expires are of the one that there is.
   function self.gone(id, asked, incarnation, expires, fence)
@@ -233,6 +250,7 @@ local function rare(clock, min_ttl, next_due)
     self.end_hold(id, free)
     self.free(free, free_records)
     self.cool(id, cool, cool_records, clock, 2)
+    self.tell_all('released', names, records)  -- events
   end
 
   -- What a holder's ask takes away: foreign marks, and what cools for the very job that runs on it.
@@ -261,7 +279,7 @@ local function rare(clock, min_ttl, next_due)
 
   -- A port that the store has lost becomes the lease's again, unless somebody was given a higher fence since, or it was
   -- taken by force. Returns whether it was lost. counter: where it is counted, '' if it is not.
-  function self.take_back(id, instance, now, name, its_fence, hold, note, counter)
+  function self.take_back(id, instance, name, its_fence, hold, note, counter)
     local protocol, number = match(name, '^(%l+)/(%d+)$')
     local fence, found = tonumber(its_fence), self.in_the_way(protocol, number)
     local names, records = {}, {}
@@ -288,6 +306,7 @@ local function rare(clock, min_ttl, next_due)
         if lease ~= id then
           local told = call('HGET', STATE, 'revoked/' .. lease)
           call('HSET', STATE, 'revoked/' .. lease, (told and told .. ';' or '') .. other_fence .. ' ' .. other)
+          self.tell('forced', other, records[i])  -- events
         end
       end
     end
@@ -295,7 +314,9 @@ local function rare(clock, min_ttl, next_due)
     call('ZADD', PORTS, 0, id .. '/' .. name)
     for _, kind in ipairs(self.KINDS[protocol]) do call('SETBIT', bits[kind], tonumber(number), 1) end
     if not lost then return false end
-    call('HSET', STATE, name, format('h %s %s %.0f %s %s', id, its_fence, math.min(fence, now), hold, note))
+    local record = format('h %s %s %.0f %s %s', id, its_fence, math.min(fence, now), hold, note)
+    call('HSET', STATE, name, record)
+    self.tell('recovered', name, record)  -- events
     if counter ~= '' then call('HSET', STATE, counter, (tonumber(call('HGET', STATE, counter)) or 0) + 1) end
     return true
   end
@@ -405,7 +426,9 @@ local function rare(clock, min_ttl, next_due)
           local lease = self.lease(call('HGET', STATE, name))
           if not lease or lease.expires > clock then self.damaged(name) end
           local names = self.names(id, self.held_by(id, budget))
-          self.cool(id, names, self.records(names), lease.nominal, 1)
+          local records = self.records(names)
+          self.cool(id, names, records, lease.nominal, 1)
+          self.tell_all('expired', names, records)  -- events
           budget = budget - #names
           if budget > 0 then
             self.drop(id, lease)
@@ -424,6 +447,7 @@ local function rare(clock, min_ttl, next_due)
       end
       self.free(cooled, records)
       self.each('ZREM', DUE, cooled)
+      self.tell_all('reclaimed', cooled, records)  -- events
       if budget == 0 then return #self.due(1) > 0 end
       due = self.due(budget)
     end
