@@ -44,9 +44,7 @@ MOST_NAMES: Final = 5
 PROBE: Final = "doctor"
 """A space that is never opened: hosts' spaces begin with ``host:``."""
 
-_STATE, _BITS, _OTHER, _EVENTS = (
-    f"{wire.PREFIX}{{{PROBE}}}:{part}" for part in ("state", "tcp", "scratch", "events")
-)
+_STATE, _BITS, _OTHER, _EVENTS = (f"{wire.PREFIX}{{{PROBE}}}:{part}" for part in ("state", "tcp", "scratch", "events"))
 
 NEEDED: Final[tuple[tuple[str, ...], ...]] = (
     ("EVAL", "return 1", "1", _STATE),
