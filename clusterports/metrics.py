@@ -9,8 +9,9 @@ import inspect
 import logging
 from collections import Counter
 from datetime import UTC, datetime
+from math import inf
 from threading import Lock
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -77,8 +78,22 @@ OF_CLUSTER: dict[str, tuple[str, tuple[str, ...]]] = {
         ("host",),
     ),
     "clusterports_host_readable": ("Whether the data of a host could be read, or is damaged: 1 or 0.", ("host",)),
+    "clusterports_store_healthy": (
+        "Whether doctor finds nothing wrong with the store there: 1 or 0. Missing where its user may not look.",
+        ("check",),
+    ),
 }
 """Gauges, each with its help and its labels."""
+
+
+CHECKS = ("persistence", "eviction", "memory", "replicas")
+"""What of a diagnosis of the store is a figure: cheap, and true of the store rather than of who asks."""
+
+BEFORE = ("store", "version", "clock")
+"""What a diagnosis may begin with. What comes after `CHECKS` may compare all hosts, so it is not asked for."""
+
+LOOK_EVERY = 60.0
+"""Seconds from one diagnosis to the next."""
 
 
 class ClusterCollector(Collector):
@@ -94,6 +109,8 @@ class ClusterCollector(Collector):
         self._ranges = list(ranges)
         self._host = None if host is None else check_name("host", host)
         self._trouble = ""
+        self._looked = -inf
+        self._healthy: dict[str, bool] = {}
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """The names alone: nothing is read before the first scrape."""
@@ -118,6 +135,8 @@ class ClusterCollector(Collector):
         self._tell(trouble)
         if not trouble:
             self._count(figures, spaces, views)
+            for check, healthy in self._look().items():
+                figures.add("clusterports_store_healthy", healthy, check)
         return figures.families()
 
     def _spaces(self) -> list[str]:
@@ -136,6 +155,19 @@ class ClusterCollector(Collector):
             host = space_host(space) if is_host_space(space) else ""
             if (host or is_cluster_space(space)) and not isinstance(view, BackendError):
                 figures.add_due(host, view)
+
+    def _look(self) -> dict[str, bool]:
+        """Whether all is well with the store, by check, of now or lately."""
+        if monotonic() - self._looked >= LOOK_EVERY:
+            self._looked = monotonic()
+            found: dict[str, bool] = {}
+            for finding in self._backend.diagnose():
+                if finding.check in CHECKS and not finding.unknown:
+                    found[finding.check] = finding.level == "ok" and found.get(finding.check, True)
+                elif finding.check not in (*CHECKS, *BEFORE):
+                    break
+            self._healthy = found
+        return self._healthy
 
     def _tell(self, trouble: str) -> None:
         if trouble and not self._trouble:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 README = Path(__file__).resolve().parents[1] / "README.md"
 URL = "redis://redis.example/0"
 MARK = "-- next command --"
-VARYING = {r"\b\d{16}\b": "FENCE", r"\b\d+\.\ds\b": "SECONDS"}
+VARYING = {r"\b\d{16}\b": "FENCE", r"(?m)^\d\d:\d\d:\d\d ": "TIME ", r"\b\d+\.\d ?s\b": "SECONDS"}
 
 
 def blocks(language: str) -> list[object]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -94,9 +95,9 @@ class Store:
     def read_log(self, name: str, cursor: str, limit: int) -> Events:
         with self.lock:
             now, after = self.clock(), int(cursor or 0)
-            new = [(at, event) for number, at, event in self.logs.get(name, ()) if number > after]
-            events = (event._replace(age=max(0, now - at)) for at, event in new[-limit:])
-            return Events(name, tuple(events), str(self._written))
+            new = islice(takewhile(lambda entry: entry[0] > after, reversed(self.logs.get(name, ()))), limit)
+            events = [event._replace(age=max(0, now - at)) for _, at, event in new]
+            return Events(name, tuple(reversed(events)), str(self._written))
 
     def space(self, name: str) -> Space:
         """One that nobody opened yet is empty, and not kept."""

@@ -426,12 +426,19 @@ class _Doctor:
                 findings = list(seen.add(space, view))
                 if repair or space not in contradictory:
                     yield from findings
+            with suppress(BackendError):  # the user may not look, as was said before
+                logs = self.backend.events(dict.fromkeys(part, ""), 1)
+                seen.untold += [space for space, log in zip(part, logs, strict=True) if isinstance(log, BackendError)]
         newer = "use the newest clusterports everywhere"
         if seen.newer:
             yield Finding("schema", "error", f"{_names(seen.newer)}: not of version 1", newer)
         else:
             yield Finding("schema", "ok", "version 1")
         yield Finding("spaces", "ok", seen.summary())
+        if seen.untold:
+            text = f"{_names(seen.untold)}: what happens to ports there is not written down, or cannot be read"
+            cure = f"begin the log anew: DEL {' '.join(wire.keys(space)[-1] for space in seen.untold[:MOST_NAMES])}"
+            yield Finding("events", "warning", text, printable(cure))
         yield from self.index(
             seen, [space for space in names if space not in listed and space not in seen.stale], repair
         )
@@ -493,6 +500,7 @@ class _Spaces:
         self.newer: list[str] = []
         self.stale: list[str] = []
         self.overdue: list[str] = []
+        self.untold: list[str] = []
         self.count = self.leases = self.expired = self.graced = self.held = self.empty = 0
 
     def add(self, space: str, view: SpaceView | BackendError) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from ._common import on_terminal
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["BOLD", "DIM", "GREEN", "RED", "YELLOW", "Column", "clip", "colored", "lean", "paint", "table"]
+__all__ = ["BOLD", "DIM", "GREEN", "RED", "YELLOW", "Column", "cells", "clip", "colored", "lean", "paint", "table"]
 
 GAP = 1
 
@@ -75,7 +75,7 @@ def table(
 
 def clip(text: str, size: int | None) -> str:
     """Printable text, cut to so many cells; None: as wide as it is."""
-    if size is None or _width(text) <= size:
+    if size is None or cells(text) <= size:
         return text
     if text.isascii():
         return f"{text[: size - 1]}…"
@@ -92,7 +92,7 @@ class _Part:
         whole = "".join(texts)
         if not whole.isprintable():
             texts = [printable(text) for text in texts]
-        width = len if whole.isascii() else _width
+        width = len if whole.isascii() else cells
         self._texts = texts
         self._widths = {text: width(text) for text in set(texts)}
         self.column = column
@@ -127,7 +127,8 @@ def _fitting(parts: Sequence[_Part], width: int | None) -> list[tuple[_Part, int
     return list(zip(shown, sizes, strict=True))
 
 
-def _width(text: str) -> int:
+def cells(text: str) -> int:
+    """How wide printable text is."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # rich takes a third of this command's start

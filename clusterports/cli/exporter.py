@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
-import socket
 import sys
 from socketserver import TCPServer
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import typer
 
-from clusterports._text import show
-from clusterports.errors import AllocationError, ConfigurationError
-from clusterports.ranges import MAX_PORT
-
 from ._common import Common, log_to_stderr
+from ._listen import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from wsgiref.simple_server import WSGIServer
 
-__all__ = ["Address", "exporter"]
+__all__ = ["exporter"]
 
-LISTEN = "127.0.0.1:9809"
-
-
-class Address(NamedTuple):
-    """Where to listen. ``port`` 0: any that is free."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Of ``ADDRESS:PORT``; an IPv6 address stands in brackets.
-
-        :raises ConfigurationError: it is none.
-        """
-        host, colon, digits = text.rpartition(":")
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 5 else -1
-        if colon and bare and (":" in bare) == (bare != host) and 0 <= number <= MAX_PORT:
-            return cls(bare, number)
-        raise ConfigurationError(
-            f"listen: must be ADDRESS:PORT such as {LISTEN} or [::1]:9809, with a port from 0 to {MAX_PORT};"
-            f" got {show(text)}"
-        )
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+PORT = 9809
 
 
 def exporter(
     common: Common,
     listen: Annotated[
         str, typer.Option(metavar="ADDRESS:PORT", help="Where to serve; port 0: any that is free.")
-    ] = LISTEN,
+    ] = f"127.0.0.1:{PORT}",
 ) -> None:
     """Serve figures of the whole cluster to Prometheus, at /metrics.
 
     How full each range is on each host, leases, what is due, who waits, and whether the store can be read: that is
-    clusterports_up, and the exporter goes on while it is 0. Each scrape reads the whole store once. Needs
-    clusterports[metrics].
+    clusterports_up, and the exporter goes on while it is 0. Each scrape reads the whole store once; /healthz, for
+    whoever keeps the exporter running, does not. Needs clusterports[metrics].
 
     Everybody who reaches the address can read the names of hosts and ranges, but neither owners nor ports: it is this
     machine's alone unless --listen says otherwise. Ends with code 0 on SIGTERM, SIGHUP and Ctrl-C.
@@ -74,7 +43,7 @@ def exporter(
       clusterports exporter
       clusterports exporter --listen 10.0.0.7:9809
     """
-    address = Address.parse(listen)
+    address = Address.parse(listen, PORT)
     from clusterports.metrics import ClusterCollector  # first: it says what is missing
 
     settings = common.settings()
@@ -89,7 +58,7 @@ def exporter(
         registry = CollectorRegistry()
         registry.register(ClusterCollector(backend, settings.port_ranges().values(), common.host))
         ProcessCollector(registry=registry)
-        with _server(address, make_wsgi_app(registry)) as server:
+        with _server(address, _with_health(make_wsgi_app(registry))) as server:
             url = f"http://{address._replace(port=server.server_port)}/metrics"
             if common.json:
                 common.print_json({"url": url})
@@ -103,6 +72,18 @@ def _end(*_: object) -> None:
     sys.exit(0)
 
 
+def _with_health(application: Callable[..., Any]) -> Callable[..., Any]:
+    """With an answer that costs nothing to whoever only wants to know that this process lives."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environ["PATH_INFO"] != "/healthz":
+            return application(environ, start_response)
+        start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"ok\n"]
+
+    return answer
+
+
 def _server(address: Address, application: Callable[..., Any]) -> WSGIServer:
     """Listening.
 
@@ -111,27 +92,21 @@ def _server(address: Address, application: Callable[..., Any]) -> WSGIServer:
     """
     from prometheus_client.exposition import ThreadingWSGIServer
 
-    try:
-        (known, _, _, _, place), *_ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    place = address.find()
 
-        class Server(ThreadingWSGIServer):
-            address_family = known
+    class Server(ThreadingWSGIServer):
+        address_family = place.family
 
-            def server_bind(self) -> None:
-                TCPServer.server_bind(self)  # past one that asks the DNS for a name, and waits for it
-                self.server_name, self.server_port = address.host, self.socket.getsockname()[1]
-                self.setup_environ()
+        def server_bind(self) -> None:
+            TCPServer.server_bind(self)  # past one that asks the DNS for a name, and waits for it
+            self.server_name, self.server_port = address.host, self.socket.getsockname()[1]
+            self.setup_environ()
 
-            def handle_error(self, request: object, client_address: object) -> None:
-                """A client that goes away in the middle is no event."""
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that goes away in the middle is no event."""
 
-        return make_server(str(place[0]), address.port, application, Server, _Handler)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise AllocationError(f"listen: {address} is in use by another process") from error
-        raise ConfigurationError(f"listen: {show(str(address))} cannot be used: {error.strerror or error}") from error
-    except UnicodeError as error:  # a label of a name that is empty or too long
-        raise ConfigurationError(f"listen: {show(str(address))} cannot be used: not a name of a host") from error
+    with address.usable():
+        return make_server(place.host, address.port, application, Server, _Handler)
 
 
 class _Handler(WSGIRequestHandler):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Row: TypeAlias = Sequence[object]
 
-__all__ = ["EVERYTHING", "Look", "Wanted", "say_unreadable", "status"]
+__all__ = ["EVERYTHING", "UNREADABLE", "Look", "Wanted", "owned_by", "parse_port", "say_unreadable", "status"]
 
 LONGEST = 200
 """Characters of an owner that a table shows; all of it is in the JSON."""
@@ -126,7 +126,8 @@ class Wanted:
         if self.range is not None:
             yield lambda port: port.range == self.range
         if self.owner is not None:
-            yield _owned_by(self.owner)
+            fits = owned_by(self.owner)
+            yield lambda port: fits(port.owner)
         if self.state is not None:
             yield lambda port: port.state == self.state
         if self.instance is not None:
@@ -136,13 +137,14 @@ class Wanted:
 EVERYTHING = Wanted()
 
 
-def _owned_by(owner: str) -> Callable[[PortStatus], bool]:
+def owned_by(owner: str) -> Callable[[str], bool]:
+    """Whether a name is this one, in which * stands for any characters."""
     if "*" not in owner:
-        return lambda port: port.owner == owner
+        return lambda name: name == owner
     import re
 
     fits = re.compile(".*".join(map(re.escape, owner.split("*"))), re.DOTALL).fullmatch
-    return lambda port: fits(port.owner) is not None
+    return lambda name: fits(name) is not None
 
 
 class Look(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from clusterports.cli.exporter import Address
+from clusterports.cli._listen import Address
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -90,6 +90,16 @@ def test_store_away_and_back(bare: Command, tmp_path: Path) -> None:
     ]
 
 
+def test_health(bare: Command, tmp_path: Path) -> None:
+    """Whether it lives can be asked without a look into the store, which may be away."""
+    (tmp_path / "ports.db").write_text("this is no database")
+    process, url = started(bare, *ANY, "--url", f"sqlite:///{tmp_path}/ports.db")
+    with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=PATIENCE) as answer:  # noqa: S310
+        assert (200, b"ok\n") == (answer.status, answer.read())
+
+    assert (0, "", "") == ended(process)  # a look would have been told
+
+
 def test_no_secret(bare: Command) -> None:
     """The password of the store is neither in a scrape nor in what is said."""
     process, url = started(bare, *ANY, "--url", "redis://:hunter2@127.0.0.1:1/0")
@@ -143,7 +153,7 @@ def test_bad_clients(command: Command) -> None:
 )
 def test_addresses(text: str, address: Address) -> None:
     """An address and a port, as they are written."""
-    assert address == Address.parse(text)
+    assert address == Address.parse(text, 9809)
     assert text == str(address)
 
 
@@ -156,7 +166,7 @@ def test_no_addresses(text: str, main: Main) -> None:
     bound = "must be ADDRESS:PORT such as 127.0.0.1:9809 or [::1]:9809, with a port from 0 to 65535"
     message = f"listen: {bound}; got {text!r}"
     with pytest.raises(ConfigurationError) as refused:
-        Address.parse(text)
+        Address.parse(text, 9809)
 
     assert message == str(refused.value)
     assert (2, "", f"clusterports: {message}\n") == main("exporter", "--listen", text)

@@ -299,7 +299,12 @@ def test_status_user(deployed: Deployed, admin: redis.Redis) -> None:
         with RedisBackend.connect(deployed.url_of("clusterports-status"), timeout=2.0) as backend:
             views = backend.read([*backend.spaces(), "host:none"])
             assert ["one"] == [lease.instance for view in views if isinstance(view, SpaceView) for lease in view.leases]
-            backend.events({SPACE: ""}, 1)
+            (log,) = backend.events({SPACE: ""}, 1)
+            if isinstance(log, BackendError):
+                raise log
+            (persistence,) = [found for found in backend.diagnose() if found.check == "persistence"]
+            if persistence.unknown:
+                raise BackendError(f"forbids a look at persistence: {persistence.text}")
             for change in (lambda: opened(backend, SPACE), lambda: backend.reclaim(SPACE), lambda: backend.drop(SPACE)):
                 with pytest.raises(BackendError, match="forbids"):
                     change()

@@ -452,6 +452,23 @@ def test_damaged(redis_store: servers.RedisStore) -> None:
     assert [True, False] == [views[space].recovering > 0 for space in ("host:a", "host:c")]
 
 
+def test_damaged_log(redis_store: servers.RedisStore) -> None:
+    """A log that is none, or cannot be read, is a warning with its host and its cure, after which all is well."""
+    backend, client = redis_store.connect(), redis_store.client
+    for host in ("a", "b", "c%1B"):
+        opened(backend, f"host:{host}")
+    client.set(keys("host:a")[-1], "x")
+    client.xadd(keys("host:c%1B")[-1], {"e": "x"})
+    findings = list(backend.diagnose(repair=True))
+    found = of(findings, "events")
+    assert "warning" == found.level
+    assert r"host 'a', host 'c\x1b': what happens to ports there is not written down, or cannot be read" == found.text
+    begin, _, words = found.cure.partition(": DEL ")
+    assert "begin the log anew" == begin
+    client.delete(*words.split())
+    assert [] == [finding for finding in backend.diagnose() if finding.check == "events"]
+
+
 def test_many_contradictions(server: servers.ServerStore) -> None:
     """Of many the first few are told, and how many more; a space that is in use is not among them."""
     backend = server.connect()

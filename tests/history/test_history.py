@@ -412,7 +412,7 @@ class Logs:
 
     @staticmethod
     def _compared(new: list[list[Event]]) -> list[Event]:
-        assert all(repr(new[0]) == repr(other) for other in new), f"told: {new[0]} != {new[-1]}"
+        assert new[0] == new[-1], f"told: {new[0]} != {new[-1]}"
         return new[0]
 
     @staticmethod

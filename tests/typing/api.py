@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, assert_type
 
 from clusterports import (
@@ -13,10 +13,12 @@ from clusterports import (
     ClusterStatus,
     LeaseLost,
     PortAllocator,
+    PortEvent,
     PortRange,
     PortRequest,
     Settings,
 )
+from clusterports.abc import EventKind
 from clusterports.libvirt import Backup, BackupPorts, Display, DisplayPorts, settle_migrations
 
 if TYPE_CHECKING:
@@ -45,6 +47,11 @@ def threads(count: int, client: Any) -> None:
         assert_type(ports.acquire("backup", port=10810, protocol="udp", owner="vm", labels={"a": "b"}), Allocation)
         assert_type(ports.allocations(), list[Allocation])
         assert_type(ports.status(), ClusterStatus)
+        assert_type(ports.events(host="kvm-07", port=10809, owner="vm", limit=10), list[PortEvent])
+        assert_type(ports.event_log(range="backup", since=datetime.now(UTC)).read(), list[PortEvent])
+        event = ports.events()[0]
+        assert_type((event.at, event.kind, event.number), tuple[datetime, EventKind, int | None])
+        assert_type(event.to_dict(), dict[str, Any])
         assert_type(ports.force_release("kvm-07", 10809, "udp", fence=1), bool)
         assert_type(ports.status(host="kvm-07", range="backup").to_dict(), dict[str, Any])
         assert_type((ports.host, ports.instance, ports.ttl), tuple[str, str, float])
@@ -92,6 +99,10 @@ async def tasks(count: int) -> None:
         assert_type(await ports.acquire("backup", count=count), AsyncAllocation | list[AsyncAllocation])
         assert_type(await ports.allocations(), list[AsyncAllocation])
         assert_type(await ports.status(), ClusterStatus)
+        assert_type(await ports.events(), list[PortEvent])
+        log = ports.event_log(host="kvm-07")
+        assert_type(await log.read(), list[PortEvent])
+        await ports.events(port="10809")  # type: ignore[arg-type]
         assert_type(await ports.force_release("kvm-07", 10809), bool)
         async with await ports.acquire("backup") as port:
             assert_type(port, AsyncAllocation)
