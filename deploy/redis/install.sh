@@ -3,6 +3,7 @@
 #   sh install.sh FOLDER ADDRESS [PRIMARY]
 # FOLDER, an absolute path, then has redis.conf, replicated.conf, sentinel.conf, users.acl, and in `passwords` those of the users.
 # Copy that one to the FOLDER of every other server of the same service before this is run there: what is in it is used.
+# For a server in a container: AS=PATH sh install.sh ..., with the path at which it sees FOLDER.
 set -eu
 umask 077
 from=$(dirname "$0") folder=$1 address=$2 primary=${3:-$2}
@@ -16,7 +17,7 @@ if [ ! -e "$folder/passwords" ]; then
     echo "$user $(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"
   done > "$folder/passwords"
 fi
-edit="s|@FOLDER@|$folder|;s|@ADDRESS@|$address|;s|@PRIMARY@|$primary|"
+edit="s|@FOLDER@|${AS:-$folder}|;s|@ADDRESS@|$address|;s|@PRIMARY@|$primary|"
 while read -r user password; do
   hash=$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)
   edit="$edit;s|@SHA256 $user@|$hash|;s|@PASSWORD $user@|$password|"
