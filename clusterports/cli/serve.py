@@ -30,6 +30,8 @@ PORT = 9810
 TOKEN = "CLUSTERPORTS_WEB_TOKEN"  # the name of a variable
 
 LONGEST_HEADERS = 16_384
+MOST_SKIPPED = 64 << 20
+"""Bytes that are read, and not looked at, of a request that was refused."""
 CONNECTIONS = 512
 IDLE = 5
 """Seconds for which a connection is kept for another request, or until it has begun one to the end of its headers."""
@@ -162,26 +164,50 @@ async def _serve(page: ASGIApp, close: Callable[[], None], listening: socket.soc
     logger.addHandler(_Trouble())
 
     class Protocol(H11Protocol):
-        """Without those who take a connection and ask for nothing."""
+        """Shows out those who take a connection and ask for nothing, and lets others read why they are refused."""
 
         _late: asyncio.TimerHandle | None = None
+        _to_skip = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._watch()
+            self._wait()
 
         def data_received(self, data: bytes) -> None:
+            if self._to_skip:
+                self._to_skip -= len(data)
+                if self._to_skip <= 0:
+                    self.transport.abort()
+                return
             super().data_received(data)
-            self._watch()
+            if self.conn.their_state is h11.IDLE:
+                self._wait()
+            elif not self._to_skip:
+                self._forget()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._forget()
 
-        def _watch(self) -> None:
-            if self.conn.their_state is not h11.IDLE:
-                self._forget()
-            elif self._late is None:
+        def send_400_response(self, msg: str) -> None:
+            # Closed while something is still to be read, the kernel throws the answer away as well.
+            headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
+            try:
+                for event in (
+                    h11.Response(status_code=400, headers=headers, reason="Bad Request"),
+                    h11.Data(data=f"{msg}\n".encode()),
+                    h11.EndOfMessage(),
+                ):
+                    self.transport.write(self.conn.send(event) or b"")
+                self.transport.write_eof()
+            except h11.LocalProtocolError:  # in the middle of another answer
+                self.transport.close()
+            self._to_skip = MOST_SKIPPED
+            self._forget()
+            self._wait()
+
+        def _wait(self) -> None:
+            if self._late is None:
                 self._late = self.loop.call_later(IDLE, self.transport.abort)
 
         def _forget(self) -> None:
