@@ -31,6 +31,7 @@ import heapq
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from ._events import brief_labels, brief_owner
 from .abc import (
     Ask,
     Claimed,
@@ -609,13 +610,13 @@ class Space:
         if self.told is not None:
             protocol, number = parse_member(name)
             ask, lease = port.ask, port.lease
-            about = ask.range, ask.owner, port.labels, lease.instance, lease.id, port.fence
+            about = ask.range, brief_owner(ask.owner), brief_labels(port.labels), lease.instance, lease.id, port.fence
             self.told.append(Event(kind, number, protocol, *about, 0, ask.host))
 
     def _tell_refused(self, lease: _Lease, ask: Ask) -> None:
         if self.told is not None:
             number = ask.spans[0][0] if ask.explicit else 0
-            about = ask.range, ask.owner, dict(ask.labels), lease.instance, lease.id
+            about = ask.range, brief_owner(ask.owner), brief_labels(ask.labels), lease.instance, lease.id
             self.told.append(Event("refused", number, ask.protocol, *about, 0, 0, ask.host))
 
     # ---------------------------------------------------------------- picking

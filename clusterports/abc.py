@@ -367,7 +367,8 @@ class SpaceView(NamedTuple):
 class Event(NamedTuple):
     """What a step did to a port: for people, nothing is decided by it. ``age``: since then. Of a request that was
     refused, ``fence`` is 0, and so is ``number`` unless it was for this very one. The rest is as in `PortView`, and as
-    it was then.
+    it was then; but of a long ``owner`` there are the first 512 bytes of UTF-8, cut between characters, and ``labels``
+    whose keys and values have more than 512 bytes together are left out.
     """
 
     kind: EventKind
@@ -597,8 +598,11 @@ class Backend(ABC):
         beginning. Reads only.
 
         A step writes its events with all else that it does, or not at all: those of one port are in the order in which
-        they happened. A refusal is left out when the log ends with the same already. A space keeps about as many
-        events as its writers were told to (see `Driver`), and none once it is dropped. An error stands for one space.
+        they happened. A refusal is left out when one of the last 16 events is a refusal less than 60 s old with the
+        same number, protocol, range, owner, labels and host, whoever asked. A space keeps about as many events as its
+        writers were told to (see `Driver`), and none once it is dropped. A cursor that is ahead of its log, which was
+        lost or begun anew, stands for the beginning. An entry that is not an event is passed over; an error stands for
+        one space, whose log cannot be read.
         """
         return [Events(space, (), cursor) for space, cursor in cursors.items()]
 

@@ -13,7 +13,7 @@ from .errors import ConfigurationError
 from .status import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from .abc import Event, EventKind, Events, Protocol4
@@ -29,7 +29,8 @@ class PortEvent(NamedTuple):
 
     ``number``: None where a request for any number was refused, whose ``fence`` is 0. ``host``: where the port is
     bound; ``""`` where one that is unique in the cluster has none. ``range``: None when it was claimed without one.
-    ``instance``, ``lease``, ``owner`` and ``labels`` are those of the holder, then or before, or of who was refused.
+    ``instance``, ``lease``, ``owner`` and ``labels`` are those of the holder, then or before, or of who was refused; an
+    ``owner`` up to 512 bytes, ``labels`` if they have no more than that together.
     """
 
     at: datetime
@@ -51,7 +52,7 @@ class PortEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events are wanted; None: any. ``since``: no older ones.
+    """Which events are wanted; None: any. ``since``: no older ones. ``test``: those only of which it is true.
 
     :raises ConfigurationError: a value out of its bounds.
     """
@@ -61,6 +62,7 @@ class EventFilter:
     port: int | None = None
     owner: str | None = None
     since: datetime | None = None
+    test: Callable[[PortEvent], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.host is not None:
@@ -72,8 +74,8 @@ class EventFilter:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether of one host's events only some are wanted."""
-        return any(value is not None for value in (self.range, self.port, self.owner, self.since))
+        """Whether of the events in a log only some are wanted."""
+        return any(value is not None for value in (self.host, self.range, self.port, self.owner, self.since, self.test))
 
     def matches(self, event: PortEvent) -> bool:
         """Whether this one is wanted."""
@@ -83,17 +85,28 @@ class EventFilter:
             and self.port in (None, event.number)
             and self.owner in (None, event.owner)
             and (self.since is None or self.since <= event.at)
+            and (self.test is None or self.test(event))
         )
 
     def pick(self, log: Events, now: datetime) -> list[PortEvent]:
-        """Those that are wanted, in their order. ``now``: when the log was read."""
+        """Those that are wanted, in their order. ``now``: when the log was read.
+
+        None is later than the one after it: the clock that their times were taken from may have gone back.
+        """
         host = space_host(log.space) if is_host_space(log.space) else None
-        return [event for event in (_shown(one, host, now) for one in log.events) if self.matches(event)]
+        found = []
+        age = 0
+        for event in reversed(log.events):
+            age = max(age, event.age)
+            shown = _shown(event, host, now - timedelta(microseconds=age))
+            if self.matches(shown):
+                found.append(shown)
+        return found[::-1]
 
 
-def _shown(event: Event, host: str | None, now: datetime) -> PortEvent:
+def _shown(event: Event, host: str | None, at: datetime) -> PortEvent:
     return PortEvent(
-        at=now - timedelta(microseconds=event.age),
+        at=at,
         kind=event.kind,
         host=event.host if host is None else host,
         number=event.number or None,

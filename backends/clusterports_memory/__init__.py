@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 from clusterports._delegate import Delegate
+from clusterports._events import is_repeated
 from clusterports._space import Space
 from clusterports.abc import EVENTS, AsyncWatch, Backend, Capability, Events, Watch
 from clusterports.errors import ConfigurationError
@@ -86,17 +87,16 @@ class Store:
             if space.told:
                 log = self.logs.setdefault(name, deque(maxlen=self.events))
                 for event in space.told:
-                    if event.kind == "refused" and log and log[-1][2] == event:
-                        continue
-                    self._written += 1
-                    log.append((self._written, now, event))
+                    if not is_repeated(event, ((at, one) for _, at, one in reversed(log)), now):
+                        self._written += 1
+                        log.append((self._written, now, event))
             return reply
 
     def read_log(self, name: str, cursor: str, limit: int) -> Events:
         with self.lock:
             now, after = self.clock(), int(cursor or 0)
             new = islice(takewhile(lambda entry: entry[0] > after, reversed(self.logs.get(name, ()))), limit)
-            events = [event._replace(age=max(0, now - at)) for _, at, event in new]
+            events = [event._replace(labels=dict(event.labels), age=max(0, now - at)) for _, at, event in new]
             return Events(name, tuple(reversed(events)), str(self._written))
 
     def space(self, name: str) -> Space:

@@ -437,7 +437,7 @@ class _Doctor:
         yield Finding("spaces", "ok", seen.summary())
         if seen.untold:
             text = f"{_names(seen.untold)}: what happens to ports there is not written down, or cannot be read"
-            cure = f"begin the log anew: DEL {' '.join(wire.keys(space)[-1] for space in seen.untold[:MOST_NAMES])}"
+            cure = f"begin the log anew: DEL {' '.join(wire.all_keys(space)[-1] for space in seen.untold[:MOST_NAMES])}"
             yield Finding("events", "warning", text, printable(cure))
         yield from self.index(
             seen, [space for space in names if space not in listed and space not in seen.stale], repair

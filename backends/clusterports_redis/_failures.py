@@ -18,6 +18,7 @@ __all__ = [
     "concerns_data",
     "damaged",
     "fate",
+    "lacks_a_key",
     "not_known",
     "points_elsewhere",
     "refuses_flags",
@@ -85,6 +86,11 @@ def refuses_flags(error: BaseException) -> bool:
 def not_known(error: object) -> bool:
     """The server has to be sent the script itself."""
     return isinstance(error, redis_errors.NoScriptError) or (isinstance(error, Exception) and refuses_flags(error))
+
+
+def lacks_a_key(error: object) -> bool:
+    """The keys are moving to another node of a cluster, and one is not there: it has moved, or there is none."""
+    return isinstance(error, redis_errors.TryAgainError) and "rehashing" in str(error)
 
 
 def points_elsewhere(error: BaseException) -> bool:

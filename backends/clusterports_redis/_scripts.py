@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Final, NamedTuple
 
 from clusterports.abc import EVENTS
 
-__all__ = ["Script", "Scripts", "keeping"]
+__all__ = ["TELLING", "Script", "Scripts", "keeping"]
 
 _NAMES: Final = (
     *("open", "acquire", "claim", "renew", "release", "foreign", "force", "close", "reclaim", "drop"),
@@ -18,6 +18,12 @@ _NAMES: Final = (
 
 
 _OF_EVENTS: Final = "  -- events"
+
+
+TELLING: Final = frozenset(
+    ("open", "acquire", "claim", "renew", "release", "foreign", "force", "close", "reclaim"),
+)
+"""Those that write events, if any are kept: to the last of their keys."""
 
 
 class Script(NamedTuple):
@@ -85,6 +91,11 @@ class Scripts:
                 source = f"#!lua{'' if wanted == 'none' else f' flags={wanted}'}\n{source}"
             # sha1 is how the server names a script, not a protection.
             setattr(self, name, Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()))
+
+    @cached_property
+    def quiet(self) -> Scripts:
+        """Those that leave no events, and need no key for them."""
+        return Scripts(self.clock, kept=0, flags=self.flags) if self.kept else self
 
     def without_flags(self) -> Scripts:
         return Scripts(self.clock, kept=self.kept, flags=False)

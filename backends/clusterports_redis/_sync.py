@@ -34,13 +34,14 @@ from ._failures import (
     concerns_data,
     damaged,
     fate,
+    lacks_a_key,
     not_known,
     refuses_flags,
     too_old,
     translate,
     unavailable,
 )
-from ._scripts import Scripts, keeping
+from ._scripts import TELLING, Scripts, keeping
 from ._sync_cluster import ClusterConnections
 from ._sync_link import CallersClient, OwnConnections, Subscription
 from ._url import target
@@ -331,15 +332,17 @@ class RedisBackend(Backend):
     def _with_copies(self, commands: Sequence[Any]) -> list[Any]:
         """A script and the wait for its copies, on one connection: the server counts what that one wrote."""
         (command,) = commands
-        script = getattr(self._scripts, command[0])
+        quiet = False
         wait = self._copies.command(self._patience)
-        reply, waited = self._link.together([("EVALSHA", script.sha, *command[1:]), wait])
+        reply, waited = self._link.together([self._by_sha(command), wait])
+        if lacks_a_key(reply):
+            quiet = True
+            reply, waited = self._link.together([self._by_sha(command, quiet=True), wait])
         if not_known(reply):
-            reply = self._eval(command)
+            reply = self._eval(command, quiet=quiet)
             if not isinstance(reply, BaseException):  # the same request again, which is answered again
-                script = getattr(self._scripts, command[0])
                 try:
-                    reply, waited = self._link.together([("EVALSHA", script.sha, *command[1:]), wait])
+                    reply, waited = self._link.together([self._by_sha(command, quiet=quiet), wait])
                 except Unreached as error:  # this one was not sent, but the first was carried out
                     raise redis_errors.ConnectionError(str(error)) from error
         return [reply if isinstance(reply, BaseException) else (reply, waited)]
@@ -353,7 +356,7 @@ class RedisBackend(Backend):
         errors: dict[_R, BackendError] = {}
         waiting = list(readers)
         while waiting:
-            pages = self._batch(operation, [(wire.keys(reader.space), reader.args()) for reader in waiting])
+            pages = self._batch(operation, [(reader.keys(), reader.args()) for reader in waiting])
             more = []
             for reader, page in zip(waiting, pages, strict=True):
                 if isinstance(page, BackendError):
@@ -383,9 +386,8 @@ class RedisBackend(Backend):
         return replies
 
     def _run(self, operation: str, keys: tuple[str, ...], args: list[Any]) -> Any:
-        script = getattr(self._scripts, operation)
         try:
-            return self._link.call("EVALSHA", script.sha, len(keys), *keys, *args)
+            return self._link.call(*self._by_sha((operation, len(keys), *keys, *args)))
         except (redis_errors.RedisError, Unreached, OSError) as error:
             first = error
         (outcome,) = self._batch(operation, [(keys, args)], first)
@@ -457,27 +459,41 @@ class RedisBackend(Backend):
                 outcomes[index] = unavailable(outcomes[index], self._link.where, self._timeout, unknown=unknown)
         return outcomes
 
+    def _by_sha(self, command: Sequence[Any], *, quiet: bool = False) -> tuple[Any, ...]:
+        scripts = self._scripts.quiet if quiet else self._scripts
+        return ("EVALSHA", getattr(scripts, command[0]).sha, *_words(scripts, command))
+
     def _scripted(self, commands: Sequence[Any]) -> list[Any]:
+        replies = self._taught(commands)
+        # A part of a cluster that is moving answers nobody who names a key that is not there. The log may be that key,
+        # and no reason to wait: it goes without.
+        lacking = [i for i, reply in enumerate(replies) if lacks_a_key(reply) and commands[i][0] in TELLING]
+        if lacking and self._scripts.kept:
+            again = self._taught([commands[i] for i in lacking], quiet=True)
+            for i, reply in zip(lacking, again, strict=True):
+                replies[i] = reply
+        return replies
+
+    def _taught(self, commands: Sequence[Any], *, quiet: bool = False) -> list[Any]:
         """EVALSHA; where the server does not know the script, EVAL, which teaches it."""
-        script = getattr(self._scripts, commands[0][0])
-        replies = self._link.calls([("EVALSHA", script.sha, *command[1:]) for command in commands])
+        replies = self._link.calls([self._by_sha(command, quiet=quiet) for command in commands])
         unknown = [i for i, reply in enumerate(replies) if not_known(reply)]
         while unknown:  # each node of a cluster has to be taught
             head, *rest = unknown
-            replies[head] = self._eval(commands[head])
+            replies[head] = self._eval(commands[head], quiet=quiet)
             if not rest or isinstance(replies[head], BaseException):
                 break
-            script = getattr(self._scripts, commands[0][0])
-            again = self._link.calls([("EVALSHA", script.sha, *commands[i][1:]) for i in rest])
+            again = self._link.calls([self._by_sha(commands[i], quiet=quiet) for i in rest])
             for i, reply in zip(rest, again, strict=True):
                 replies[i] = reply
             unknown = [i for i in rest if not_known(replies[i])]
         return replies
 
-    def _eval(self, command: Sequence[Any]) -> Any:
+    def _eval(self, command: Sequence[Any], *, quiet: bool = False) -> Any:
         scripts = self._scripts
+        told = scripts.quiet if quiet else scripts
         try:
-            return self._link.call("EVAL", getattr(scripts, command[0]).source, *command[1:])
+            return self._link.call("EVAL", getattr(told, command[0]).source, *_words(told, command))
         except redis_errors.ResponseError as error:
             if not refuses_flags(error) or not scripts.flags:
                 return error
@@ -486,7 +502,7 @@ class RedisBackend(Backend):
             if version:
                 return too_old(version, self._link.where)
             self._scripts = scripts.without_flags()
-        return self._eval(command)
+        return self._eval(command, quiet=quiet)
 
     def _old_version(self) -> str:
         """What to call a server that does not know script flags; empty for an emulator of a newer one."""
@@ -497,3 +513,11 @@ class RedisBackend(Backend):
         except redis_errors.ResponseError:
             return ""
         return wire.old_version(str(info.get("redis_version", "")))
+
+
+def _words(scripts: Scripts, command: Sequence[Any]) -> tuple[Any, ...]:
+    """Number of keys, keys and arguments, with the key of the log where these scripts write to it."""
+    operation, count, *rest = command
+    if operation not in TELLING or not scripts.kept:
+        return (count, *rest)
+    return (count + 1, *rest[:count], wire.log_beside(rest[0]), *rest[count:])

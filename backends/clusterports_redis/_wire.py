@@ -7,15 +7,15 @@ from abc import abstractmethod
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from clusterports._events import readable
 from clusterports._space import member, parse_member
 from clusterports.abc import (
     Ask,
     Claimed,
     Closed,
     Event,
-    EventKind,
     Events,
     Full,
     Gone,
@@ -51,6 +51,7 @@ SPACES: Final = f"{PREFIX}spaces"
 """The names of all spaces; best effort, so that `status` needs no SCAN."""
 
 PAGE: Final = 1000
+EVENTS_AT_ONCE: Final = 200
 RELEASE_AT_ONCE: Final = 500
 CLAIM_AT_ONCE: Final = 250
 
@@ -60,17 +61,23 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 @lru_cache(maxsize=4096)
 def keys(space: str) -> tuple[str, ...]:
     """The keys of a space. They share one hash tag, so they lie in one slot of a cluster."""
-    return tuple(f"{PREFIX}{{{space}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp", "events"))
+    return tuple(f"{PREFIX}{{{space}}}:{part}" for part in ("state", "due", "ports", "tcp", "udp"))
 
 
 def keys_for(space: str, asks: Sequence[Ask]) -> tuple[str, ...]:
     """The keys for picking: with room to calculate, where a look at one bitmap is not enough."""
-    return all_keys(space) if any(ask.align or ask.protocol == "both" for ask in asks) else keys(space)
+    return all_keys(space)[:-1] if any(ask.align or ask.protocol == "both" for ask in asks) else keys(space)
 
 
 def all_keys(space: str) -> tuple[str, ...]:
-    """The keys of a space, and those of the room to calculate."""
-    return (*keys(space), *(f"{PREFIX}{{{space}}}:{part}" for part in ("scratch", "mask", "halves")))
+    """The keys of a space, those of the room to calculate, and that of the log."""
+    return (*keys(space), *(f"{PREFIX}{{{space}}}:{part}" for part in ("scratch", "mask", "halves", "events")))
+
+
+@lru_cache(maxsize=4096)
+def log_beside(state: str) -> str:
+    """The key of the log, by that of the state."""
+    return f"{state.removesuffix('state')}events"
 
 
 def wake_channel(space: str, ticket: int) -> str:
@@ -153,7 +160,10 @@ def _hold(ask: Ask) -> int | str:
 
 
 def _note(instance: str, ask: Ask) -> str:
-    note = {"i": instance, "l": ask.labels, "o": ask.owner, "r": ask.range}
+    labels = ask.labels
+    if len(labels) > 1:  # the same text for the same labels
+        labels = dict(sorted(labels.items()))
+    note = {"i": instance, "l": labels, "o": ask.owner, "r": ask.range}
     if ask.host:
         note["h"] = ask.host
     return _encode(note)
@@ -338,6 +348,10 @@ class Reader(Protocol):
 
     space: str
 
+    def keys(self) -> tuple[str, ...]:
+        """For each page."""
+        return keys(self.space)
+
     @abstractmethod
     def args(self) -> list[Any]:
         """For the next page."""
@@ -388,41 +402,48 @@ class SpaceReader(Reader):
         return SpaceView(self.space, self._fence, tuple(leases), ports, len(self._waiting), self._recovering)
 
 
-def event(text: str, now: int) -> Event:
-    """An entry of the log."""
-    kind, at, name, record = text.split(" ", 3)
-    if kind not in get_args(EventKind):
-        raise ValueError(kind)
-    port = port_view(name, record, 0, now)
-    about = port.range, port.owner, port.labels, port.instance, port.lease, port.fence
-    return Event(cast("EventKind", kind), port.number, port.protocol, *about, max(0, now - int(at)), port.host)
+def event(text: str, now: int) -> Event | None:
+    """An entry of the log, if it is an event: a later version may write others."""
+    try:
+        kind, at, name, record = text.split(" ", 3)
+        _, lease, fence, _, _, note = record.split(" ", 5)
+        protocol, number = parse_member(name)
+        about: dict[str, Any] = json.loads(note)
+        of_ask = about["r"], about["o"], about["l"], about["i"]
+        age, host = max(0, now - int(at)), about.get("h", "")
+        return readable(kind, number, protocol, *of_ask, int(lease), int(fence), age, host)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
 
 
 class EventReader(Reader):
-    """Joins the pages of one log, from its end back to the cursor, but for no more than ``limit`` events."""
+    """Joins the pages of one log, from its end back to the cursor, but for no more than ``limit`` entries."""
 
     def __init__(self, space: str, cursor: str, limit: int) -> None:
         self.space = space
         self._cursor = cursor
+        self._earliest = f"({cursor}" if cursor else "-"
         self._left = limit
         self._from = "+"
         self._latest = ""
         self._events: list[Event] = []
 
+    def keys(self) -> tuple[str, ...]:
+        return (log_beside(keys(self.space)[0]),)
+
     def args(self) -> list[Any]:
-        return [self._from, f"({self._cursor}" if self._cursor else "-", min(PAGE, self._left)]
+        return [self._from, self._earliest, min(EVENTS_AT_ONCE, self._left)]
 
     def feed(self, reply: Any) -> bool:
-        _, now, *entries = text(reply)
+        _, now, self._earliest, *entries = text(reply)
         for id, entry in zip(entries[::2], entries[1::2], strict=True):
             self._latest = self._latest or id
             self._from = f"({id}"
-            try:
-                self._events.append(event(entry, int(now)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise Undecodable(f"events {id}") from error
-        self._left -= PAGE
-        return self._left <= 0 or len(entries) < 2 * PAGE
+            found = event(entry, int(now))
+            if found is not None:
+                self._events.append(found)
+        self._left -= EVENTS_AT_ONCE
+        return self._left <= 0 or len(entries) < 2 * EVENTS_AT_ONCE
 
     def view(self) -> Events:
         return Events(self.space, tuple(reversed(self._events)), self._latest or self._cursor)

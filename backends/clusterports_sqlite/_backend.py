@@ -10,7 +10,7 @@ from clusterports.abc import EVENTS, Backend, Capability, Events, Opened, Watch
 from clusterports.errors import BackendError
 
 from . import _log
-from ._file import File, is_full
+from ._file import File, is_damage, is_full
 from ._process import Probe, monotonic_us, this_process, wall_us
 from ._stored import Damaged, StoredSpace, Tie, is_empty, remove, wakes_of
 
@@ -215,8 +215,10 @@ class SqliteBackend(Backend):
     def _events(self, space: str, cursor: str, limit: int) -> Events | BackendError:
         try:
             found = self.file.read(lambda db: _log.read(db, space, cursor, limit, self._wall()))
-        except Damaged as error:
-            return DamagedSpaceError(self.file.shown, space, error)
+        except BackendError as error:
+            if not is_damage(error.__cause__):
+                raise
+            return DamagedLogError(self.file.shown, error.__cause__)
         return found or Events(space, (), cursor)
 
     def watch(self, space: str, ticket: int) -> Watch:
@@ -253,6 +255,7 @@ class SqliteBackend(Backend):
                 _log.append(db, name, self._wall(), space.told, kept)
             return reply
 
+        until = time.monotonic() + self.file.timeout if until is None else until
         try:
             return self.file.write(work, until)
         except BackendError as error:
@@ -290,6 +293,14 @@ class DamagedSpaceError(BackendError):
             f"The data of space {printable(repr(space))} in {file} is damaged, so nothing is allocated there:"
             f" {printable(str(why))}; see `clusterports doctor`"
         )
+
+
+class DamagedLogError(BackendError):
+    """Nobody can tell what happened; nothing else is wrong."""
+
+    def __init__(self, file: str, why: object) -> None:
+        said = printable(" ".join(str(why).split()))
+        super().__init__(f"The log of events in {file} cannot be read: {said}; see `clusterports doctor`")
 
 
 class SqliteWatch(Watch):

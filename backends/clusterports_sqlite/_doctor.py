@@ -12,8 +12,9 @@ from clusterports._text import printable
 from clusterports.abc import Finding
 from clusterports.errors import BackendError, IncompatibleSchema
 
+from . import _log
 from ._backend import DamagedSpaceError
-from ._file import SCHEMA
+from ._file import SCHEMA, is_damage
 from ._url import file_system, is_network
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def diagnose(backend: SqliteBackend, *, repair: bool) -> Iterator[Finding]:
         yield from _around(path)
         yield from _inside(backend, repair)
         yield from _spaces(backend, repair)
+        yield from _events(backend, repair)
     except (BackendError, OSError) as error:  # it has changed since the first look
         yield Finding("store", "error", printable(str(error)), "run this again")
 
@@ -168,6 +170,23 @@ def _spaces(backend: SqliteBackend, repair: bool) -> Iterator[Finding]:
     if dead:
         text = f"the processes of {dead} have ended: they run out in their time, or with the next visit"
         yield Finding("leases", "ok", text)
+
+
+def _events(backend: SqliteBackend, repair: bool) -> Iterator[Finding]:
+    try:
+        wrong = backend.file.read(_log.look)
+    except BackendError as error:
+        if not is_damage(error.__cause__):
+            raise
+        wrong = printable(str(error.__cause__))
+    if not wrong:
+        return
+    if repair:
+        backend.file.write(_log.begin_anew)
+        yield Finding("events", "ok", f"the log of all spaces was begun anew: {wrong}", mended=True)
+    else:
+        text = f"what happens to ports is not written down, or cannot be read: {wrong}"
+        yield Finding("events", "warning", text, "clusterports doctor --repair")
 
 
 def _pragma(backend: SqliteBackend, name: str) -> list[str]:

@@ -30,7 +30,7 @@ from ._url import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["APPLICATION", "SCHEMA", "File", "is_busy", "is_full", "translate"]
+__all__ = ["APPLICATION", "SCHEMA", "File", "is_busy", "is_damage", "is_full", "translate"]
 
 APPLICATION: Final = 0x63707274
 """``cprt``: what the header of our files says about whose they are."""
@@ -339,6 +339,11 @@ def _name(error: sqlite3.Error) -> str:
 def is_full(error: BaseException | None) -> bool:
     """Whether the disk, or this process's share of it, may have had no room."""
     return isinstance(error, sqlite3.Error) and _name(error).startswith(("SQLITE_FULL", "SQLITE_IOERR"))
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether what was looked for is not as it was written, or is something else."""
+    return isinstance(error, sqlite3.Error) and _name(error).startswith(("SQLITE_CORRUPT", "SQLITE_ERROR"))
 
 
 def translate(error: sqlite3.Error, path: str, timeout: float) -> BackendError:

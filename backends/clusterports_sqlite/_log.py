@@ -1,21 +1,22 @@
-"""What the steps did, for people. Nothing depends on this table: a file from before there were events has none, and a
-row that cannot be read is the log's fault alone.
+"""What the steps did, for people. Nothing depends on this table: a file from before there were events has none, damage
+to it costs no step, and a row that cannot be read is passed over.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
-from clusterports.abc import Event, EventKind, Events
+from clusterports._events import LATEST, is_repeated, readable
+from clusterports.abc import Event, Events
 
-from ._stored import Damaged
+from ._file import is_busy, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["append", "forget", "read"]
+__all__ = ["append", "begin_anew", "forget", "look", "read"]
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS event (
@@ -26,66 +27,114 @@ CREATE TABLE IF NOT EXISTS event (
 day in microseconds, which goes on over a reboot. ``event``: the fields of `Event`, as JSON.
 """
 
+_ROWS: Final = """
+SELECT number, at, CAST(event AS BLOB) FROM event
+WHERE space = ? AND number > ? AND typeof(number) = 'integer' AND typeof(at) = 'integer' ORDER BY number DESC LIMIT ?
+"""
+_LAST: Final = "SELECT number FROM event WHERE space = ? AND typeof(number) = 'integer' ORDER BY number DESC LIMIT 1"
+_CUT: Final = """
+DELETE FROM event WHERE space = ?1 AND number <= min(?2, (SELECT min(number) FROM event WHERE space = ?1) + 999)
+"""
+"""Not all at once where very many are too many: others wait."""
+
 _SLACK: Final = 32
 """How many more than it should the log of a space keeps, since it is not cut each time."""
 
 
 def append(db: sqlite3.Connection, space: str, at: int, events: Iterable[Event], kept: int) -> None:
-    """Write them down, and let go of those that are too many."""
-    latest = "SELECT number, event FROM event WHERE space = ? ORDER BY number DESC LIMIT 1"
+    """Write them down, and let go of those that are too many; or nothing, if the table is damaged.
+
+    :raises sqlite3.Error: the file has no room, or others are in the way.
+    """
+    db.execute("SAVEPOINT event")
     try:
-        last = db.execute(latest, (space,)).fetchone()
+        _append(db, space, at, events, kept)
+    except (OverflowError, TypeError, ValueError, sqlite3.Error) as error:
+        if isinstance(error, sqlite3.Error) and (is_full(error) or is_busy(error)):
+            raise
+        db.execute("ROLLBACK TO event")
+    db.execute("RELEASE event")
+
+
+def _append(db: sqlite3.Connection, space: str, at: int, events: Iterable[Event], kept: int) -> None:
+    try:
+        last = db.execute(_LAST, (space,)).fetchone()
     except sqlite3.OperationalError as error:
         if not _is_missing(error):
             raise
         db.execute(_TABLE)
         last = None
-    number, text = last or (at, "")
+    (number,) = last or (at,)
     for event in events:
-        before, text = text, json.dumps(event)
-        if event.kind == "refused" and text == before:
-            continue
+        if event.kind == "refused":
+            rows = db.execute(_ROWS, (space, -1, LATEST)).fetchall()
+            if is_repeated(event, ((then, _event(then, text, at)) for _, then, text in rows), at):
+                continue
         number += 1
-        db.execute("INSERT INTO event (space, number, at, event) VALUES (?,?,?,?)", (space, number, at, text))
+        row = space, number, at, json.dumps(event)
+        db.execute("INSERT INTO event (space, number, at, event) VALUES (?,?,?,?)", row)
         if number % _SLACK == 0:
-            db.execute("DELETE FROM event WHERE space = ? AND number <= ?", (space, number - kept))
+            db.execute(_CUT, (space, number - kept))
 
 
 def read(db: sqlite3.Connection, space: str, cursor: str, limit: int, now: int) -> Events:
-    """The last of them after the cursor.
-
-    :raises Damaged: a row cannot be read.
-    """
+    """The last of them after the cursor."""
     try:
-        rows = db.execute(
-            "SELECT number, at, event FROM event WHERE space = ? AND number > ? ORDER BY number DESC LIMIT ?",
-            (space, int(cursor or 0), limit),
-        ).fetchall()
+        last = db.execute(_LAST, (space,)).fetchone()
+        if last is None:
+            return Events(space, (), cursor)
+        after = int(cursor or -1)
+        rows = db.execute(_ROWS, (space, after if after <= last[0] else -1, limit)).fetchall()
     except sqlite3.OperationalError as error:
         if not _is_missing(error):
             raise
-        rows = []
-    events = tuple(_event(at, text, now) for _, at, text in reversed(rows))
-    return Events(space, events, str(rows[0][0]) if rows else cursor)
+        return Events(space, (), cursor)
+    found = (_event(at, text, now) for _, at, text in reversed(rows))
+    return Events(space, tuple(event for event in found if event is not None), str(last[0]))
 
 
-def _event(at: int, text: str, now: int) -> Event:
+def _event(at: int, text: Any, now: int) -> Event | None:
     try:
-        event = Event(*json.loads(text))
-        if event.kind not in get_args(EventKind):
-            raise ValueError(event.kind)
-        return event._replace(age=max(0, now - at))
-    except (RecursionError, TypeError, ValueError) as error:
-        raise Damaged(f"an event cannot be read: {error}") from error
+        kind, number, protocol, range, owner, labels, instance, lease, fence, _, host = json.loads(text.decode())
+        age = max(0, now - at)
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        return None
+    return readable(kind, number, protocol, range, owner, labels, instance, lease, fence, age, host)
 
 
 def forget(db: sqlite3.Connection, space: str) -> None:
     """Of a space that is no more."""
     try:
         db.execute("DELETE FROM event WHERE space = ?", (space,))
-    except sqlite3.OperationalError as error:
-        if not _is_missing(error):
+    except sqlite3.Error as error:
+        if is_full(error) or is_busy(error):
             raise
+
+
+def look(db: sqlite3.Connection) -> str:
+    """Why nothing can be written down; "" when it can.
+
+    :raises sqlite3.Error: the table cannot be read.
+    """
+    if (kind := _kind(db)) is None:
+        return ""
+    columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('event')")}
+    if kind != "table" or not columns >= {"space", "number", "at", "event"}:
+        return "it has another layout"
+    (last,) = db.execute("SELECT max(number) FROM event WHERE typeof(number) = 'integer'").fetchone()
+    return "its numbers are used up" if (last or 0) >= 2**62 else ""
+
+
+def begin_anew(db: sqlite3.Connection) -> None:
+    """Forget all that happened."""
+    if kind := _kind(db):
+        db.execute(f"DROP {kind} event")
+
+
+def _kind(db: sqlite3.Connection) -> str | None:
+    """A table, as it is to be, or a view; None: there is none yet."""
+    found = db.execute("SELECT type FROM sqlite_master WHERE lower(name) = 'event' AND type IN ('table', 'view')")
+    return (found.fetchone() or (None,))[0]
 
 
 def _is_missing(error: sqlite3.OperationalError) -> bool:

@@ -533,7 +533,8 @@ class AsyncPortAllocator:
         from .events import AsyncEventLog
 
         self._check_process()
-        return AsyncEventLog(self._backend, EventFilter(host, range, port, owner, since), limit)
+        wanted = EventFilter(host, range, port, owner, since)
+        return AsyncEventLog(self._backend, wanted, limit, self._check_process)
 
     async def events(
         self,

@@ -533,7 +533,8 @@ class PortAllocator:
         from .events import EventLog
 
         self._check_process()
-        return EventLog(self._backend, EventFilter(host, range, port, owner, since), limit)
+        wanted = EventFilter(host, range, port, owner, since)
+        return EventLog(self._backend, wanted, limit, self._check_process)
 
     def events(
         self,

@@ -79,7 +79,7 @@ def events(
     Each line is a time (of this machine's zone, with the date unless it is today), a host, a port and what happened to
     it: acquired, released; expired, when the lease of a dead holder ran out; reclaimed, when it is free again; foreign,
     when something else was found on it; refused, when nothing was free; recovered, when its holder claimed it after the
-    store lost data; forced, when an operator took it. The same refusal several times in a row is told once.
+    store lost data; forced, when an operator took it. The same refusal within a minute is told once.
 
     Each host's log is short, 500 events unless the setting "events" says otherwise. --follow --json prints an event per
     line. Exits with 5 when a host's log cannot be read, and shows the others.
@@ -90,7 +90,7 @@ def events(
       clusterports events --owner 'vm-*' --since 2h
       clusterports events --follow --json
     """
-    from clusterports.events import MOST, check_limit
+    from clusterports.events import EventFilter, check_limit
 
     now = datetime.now(UTC)
     number, protocol = parse_port(port) if port is not None else (None, None)
@@ -112,24 +112,23 @@ def events(
     if not common.quiet and not common.verbose:
         log_to_stderr(logging.WARNING)
 
-    from clusterports import PortAllocator
+    from clusterports._sync.events import EventLog
 
-    with common.backend(settings) as backend, PortAllocator(settings=settings, backend=backend) as ports:
+    wanted = EventFilter(common.host, range, number, owner, begin, _all_of(tests) if tests else None)
+    with common.backend(settings) as backend:
         store = redact_url(settings.url or "")
         kept = Capability.EVENTS in backend.capabilities
         if follow and not kept:
             raise ConfigurationError(f"follow: a store of this kind keeps no events ({store})")
-        log = ports.event_log(
-            host=common.host, range=range, port=number, owner=owner, since=begin, limit=MOST if tests else most
-        )
-        found = _pick(log, tests)[-most:]
+        log = EventLog(backend, wanted, most)
+        found = log.read()
         if not found:
             common.warn(
                 f"No event is as asked for (store: {store})." if kept else f"The store keeps no events: {store}"
             )
         story = Story(colored(), None if common.verbose else common.width)
         if follow:
-            _follow(log, tests, found, story, as_lines=common.json)
+            _follow(log, found, story, as_lines=common.json)
     if common.json:
         common.print_json({"events": [event.to_dict() for event in found]})
     elif found:
@@ -138,11 +137,11 @@ def events(
         raise typer.Exit(UNREADABLE)
 
 
-def _pick(log: EventLog, tests: Iterable[Test]) -> list[PortEvent]:
-    return [event for event in log.read() if all(test(event) for test in tests)]
+def _all_of(tests: Iterable[Test]) -> Test:
+    return lambda event: all(test(event) for test in tests)
 
 
-def _follow(log: EventLog, tests: list[Test], found: list[PortEvent], story: Story, *, as_lines: bool) -> NoReturn:
+def _follow(log: EventLog, found: list[PortEvent], story: Story, *, as_lines: bool) -> NoReturn:
     """Until Ctrl-C, which ends it with 130. A store that is away may come back."""
     problem = ""
     try:
@@ -156,7 +155,7 @@ def _follow(log: EventLog, tests: list[Test], found: list[PortEvent], story: Sto
             sleep(PAUSE)
             found = []
             try:
-                found, problem = _pick(log, tests), ""
+                found, problem = log.read(), ""
             except BackendUnavailable as error:
                 if not problem:
                     problem = str(error)

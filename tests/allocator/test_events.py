@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 from allocator.kit import HOST, Kit, Outside, eventually, result
 
-from clusterports import BackendError, BackendUnavailable, ConfigurationError, PortRange, PortsExhausted
+from clusterports import (
+    BackendError,
+    BackendUnavailable,
+    ClusterPortsError,
+    ConfigurationError,
+    PortRange,
+    PortsExhausted,
+)
 
 if TYPE_CHECKING:
     import servers
@@ -99,6 +106,30 @@ async def test_log(kit: Kit) -> None:
     assert [[10809], []] == [[event.number for event in events] for events in reads]
     assert [10810] == [event.number for event in await result(log.read())]
     assert 1 == len(kit.leases())
+
+
+async def test_after_the_allocator(kit: Kit) -> None:
+    """A log is of use as long as its allocator is."""
+    ports = kit.allocator()
+    await result(ports.acquire("backup"))
+    log = ports.event_log()
+    await result(ports.close())
+
+    with pytest.raises(ClusterPortsError, match="This allocator is closed"):
+        await result(log.read())
+
+
+async def test_brief(kit: Kit) -> None:
+    """A long owner is that of the port in full, and in its story in brief."""
+    ports, owner = kit.allocator(), "vm-" + "x" * 10_000
+    if kit.store.name == "fakeredis":
+        pytest.skip("fakeredis has no cjson")
+    await result(ports.acquire("backup", owner=owner, labels={"job": "y" * 1000}))
+    (event,) = await result(ports.events())
+    (port,) = (await result(ports.status(HOST))).hosts[0].ports
+
+    assert (owner[:512], {}) == (event.owner, event.labels)
+    assert owner == port.owner
 
 
 async def test_input(memory_kit: Kit) -> None:

@@ -321,7 +321,7 @@ def test_follow_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch, capsys: py
     log = Log(away, away, [event("released")], [], away, [event("forced")], damaged)
 
     def follow() -> NoReturn:
-        command_events._follow(cast("Any", log), [], [event()], Story(), as_lines=False)
+        command_events._follow(cast("Any", log), [event()], Story(), as_lines=False)
 
     with pytest.raises(ConfigurationError, match="damaged"):
         follow()

@@ -34,7 +34,7 @@ SPACE = "host:a"
 SECOND = 1_000_000
 TTL = 30 * SECOND
 QUARANTINE = 15 * SECOND
-STATE, DUE, PORTS, TCP, UDP, _ = keys(SPACE)
+STATE, DUE, PORTS, TCP, UDP = keys(SPACE)
 HELD: tuple[tuple[int, Protocol4], ...] = (10, "tcp"), (20, "both"), (30, "udp")
 FENCE = 1_750_000_000_000_000
 """Of the first: the virtual clock's time."""

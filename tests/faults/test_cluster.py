@@ -132,6 +132,29 @@ async def test_moving(kit: Kit, cluster: Cluster) -> None:
     assert [1, 2, 3] == held(cluster, host)
 
 
+@pytest.mark.parametrize("options", ["", "?min_replicas=1"], ids=["plain", "copies"])
+async def test_moving_without_a_log(kit: Kit, cluster: Cluster, options: str) -> None:
+    """A slot that somebody began to move, and left so, answers nobody who names a key that is not there. The log of
+    events may be that key, and keeps nobody from its ports."""
+    host = f"{kit.kind}-{bool(options)}-begun"
+    settings = Settings(url=cluster.url + options, timeout=15.0)
+    ports = kit.allocator(settings=settings, ranges=RANGES, probe=False, ttl=TTL, host=host)
+    kept = await result(ports.acquire("held"))
+    slot, source = cluster.slot(key(host)), cluster.owner(key(host))
+    steps = cluster.migrate(slot, next(node for node in cluster.nodes[:3] if node is not source))
+    assert ["importing", "migrating"] == [next(steps), next(steps)]
+    try:
+        source.ask("DEL", wire.all_keys(host_space(host))[-1])
+        (renewed,) = await result(ports._backend.renew([Renewal(kept._lease.space, kept._lease.holder)]))
+        assert isinstance(renewed, Renewed)
+        other = await result(ports.acquire("held"))
+        await result(kept.release())
+        assert [int(other)] == held(cluster, host)
+    finally:
+        list(steps)
+    assert [int(other)] == held(cluster, host)
+
+
 async def test_asked(kit: Kit, cluster: Cluster) -> None:
     """A key that has gone ahead of its slot is asked for where it is: here the index of spaces."""
     slot, source = cluster.slot(wire.SPACES), cluster.owner(wire.SPACES)

@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError
 
 from clusterports.abc import Ask, Finding, Granted, Holder, Opened, Renewal, Request, SpaceView
 from clusterports_redis import RedisBackend, _doctor
-from clusterports_redis._wire import SPACES, keys
+from clusterports_redis._wire import SPACES, all_keys, keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -453,12 +453,14 @@ def test_damaged(redis_store: servers.RedisStore) -> None:
 
 
 def test_damaged_log(redis_store: servers.RedisStore) -> None:
-    """A log that is none, or cannot be read, is a warning with its host and its cure, after which all is well."""
+    """A key that is no log is a warning with its host and its cure, after which all is well; an entry that is no event
+    is passed over."""
     backend, client = redis_store.connect(), redis_store.client
     for host in ("a", "b", "c%1B"):
         opened(backend, f"host:{host}")
-    client.set(keys("host:a")[-1], "x")
-    client.xadd(keys("host:c%1B")[-1], {"e": "x"})
+    client.set(all_keys("host:a")[-1], "x")
+    client.set(all_keys("host:c%1B")[-1], "x")
+    client.xadd(all_keys("host:b")[-1], {"e": "x"})
     findings = list(backend.diagnose(repair=True))
     found = of(findings, "events")
     assert "warning" == found.level

@@ -85,8 +85,8 @@ def without(key: str, name: str) -> Damage:
 
 
 DAMAGES: dict[str, Damage] = {
-    **{f"{key.rpartition(':')[2]} lost": deleted(key) for key in keys(SPACE)[:5]},  # all but the events
-    **{f"{key.rpartition(':')[2]} of another type": other_type(key) for key in keys(SPACE)[:5]},
+    **{f"{key.rpartition(':')[2]} lost": deleted(key) for key in keys(SPACE)},
+    **{f"{key.rpartition(':')[2]} of another type": other_type(key) for key in keys(SPACE)},
     **{f"{sort} lost": lost(sort) for sort in FIELDS},
     **{f"{sort} nonsense": altered(sort, "\x1b[31mx") for sort in FIELDS - {"schema"}},
     **{f"{sort} low": altered(sort, "7") for sort in FIELDS - {"schema"}},

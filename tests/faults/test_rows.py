@@ -49,7 +49,7 @@ SECOND = 1_000_000
 DAY = 86_400.0
 RANGE = PortRange("r", 100, 999, quarantine=0.5)
 SPACE = host_space("h")
-STATE, _, PORTS, TCP, _, _ = keys(SPACE)
+STATE, _, PORTS, TCP, _ = keys(SPACE)
 
 TTL = 300.0
 """Seconds: no heartbeat comes by itself while a test runs, and a slow machine misses none."""

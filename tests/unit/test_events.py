@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import sqlite3
-from contextlib import closing
+import time
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from clusterports import PortAllocator, PortRange, Settings
+from clusterports._events import readable
 from clusterports._names import CLUSTER_SPACE, host_space
 from clusterports._sync.events import EventLog
 from clusterports.abc import Ask, Event, Events, Granted, Holder, Opened, Port, PortView, Request
@@ -20,7 +24,8 @@ from clusterports_memory import MemoryBackend
 from clusterports_memory import Store as MemorySpaces
 from clusterports_redis import RedisBackend
 from clusterports_redis import _scripts as scripts
-from clusterports_redis._wire import keys
+from clusterports_redis._wire import all_keys
+from clusterports_sqlite import _log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND = 1_000_000
 SPACE = "host:h"
-LOG = keys(SPACE)[5]
+LOG = all_keys(SPACE)[-1]
 
 
 class Client:
@@ -61,6 +66,14 @@ def log(backend: Backend, space: str = SPACE, cursor: str = "", limit: int = MOS
     (found,) = backend.events({space: cursor}, limit)
     assert isinstance(found, Events), found
     return found
+
+
+def sqlite_does(store: servers.SqliteStore, *statements: str) -> Any:
+    """What the last of them finds."""
+    with closing(sqlite3.connect(store.path)) as db:
+        found = [db.execute(statement).fetchone() for statement in statements]
+        db.commit()
+    return found[-1] and found[-1][0]
 
 
 def every_step(backend: Backend) -> None:
@@ -143,12 +156,95 @@ def test_limit(limit: int) -> None:
 
 def test_pick() -> None:
     """Of a host's log the host is that of the space, of the cluster's that of the event; 0 and "" stand for none."""
-    told = Event("refused", 0, "udp", "", "", {}, "one", 7, 0, 5 * SECOND, "other")
+    refused = Event("refused", 0, "udp", "", "", {}, "one", 7, 0, 5 * SECOND, "other")
     shown = PortEvent(NOW - timedelta(seconds=5), "refused", "other", None, "udp", None, "", {}, "one", 7, 0)
 
-    assert [shown] == EventFilter().pick(Events(CLUSTER_SPACE, (told,), ""), NOW)
-    assert [shown._replace(host="kvm 07")] == EventFilter().pick(Events(host_space("kvm 07"), (told,), ""), NOW)
-    assert [] == EventFilter(host="kvm-07").pick(Events(CLUSTER_SPACE, (told,), ""), NOW)
+    assert [shown] == EventFilter().pick(Events(CLUSTER_SPACE, (refused,), ""), NOW)
+    assert [shown._replace(host="kvm 07")] == EventFilter().pick(Events(host_space("kvm 07"), (refused,), ""), NOW)
+    assert [] == EventFilter(host="kvm-07").pick(Events(CLUSTER_SPACE, (refused,), ""), NOW)
+
+
+def test_pick_where_the_clock_went_back() -> None:
+    """In one log no event is later than the one after it, so that those of several logs can be put in order."""
+    events = tuple(told(number, age * SECOND) for number, age in enumerate((50, 10, 40, 30, 30, 35, 0), 1))
+    picked = EventFilter().pick(Events(SPACE, events, ""), NOW)
+
+    assert [50, 40, 40, 35, 35, 35, 0] == [(NOW - event.at).total_seconds() for event in picked]
+    assert [1, 2, 3, 4, 5, 6, 7] == [event.number for event in picked]
+    recent = EventFilter(since=NOW - timedelta(seconds=36)).pick(Events(SPACE, events, ""), NOW)
+    assert picked[3:] == recent
+
+
+def told(number: int, age: int = 0) -> Event:
+    return Event("acquired", number, "tcp", "backup", "vm-1", {"k": "v"}, "one", 7, 9, age, "kvm-07")
+
+
+# -------------------------------------------------------------------- what is an event
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("kind", "stolen"), ("kind", None), ("kind", ["acquired"]), ("number", -1), ("number", 65536)),
+        *(
+            ("number", "10"),
+            ("number", 10.0),
+            ("number", True),
+            ("number", None),
+            ("protocol", "sctp"),
+            ("protocol", 6),
+        ),
+        *(("range", None), ("range", 5), ("owner", ["vm"]), ("owner", b"vm"), ("owner", "\ud800"), ("labels", None)),
+        *(
+            ("labels", []),
+            ("labels", {"k": 1}),
+            ("labels", {1: "v"}),
+            ("labels", {"k": "\udfff"}),
+            ("labels", {"k": {}}),
+        ),
+        *(("instance", 1), ("lease", "7"), ("lease", -7), ("fence", 9.5), ("fence", False), ("fence", None)),
+        *(("age", -1), ("age", "0"), ("age", 11 * 366 * 86400 * SECOND), ("age", 10**30), ("host", None), ("host", {})),
+    ],
+)
+def test_no_event(field: str, value: Any) -> None:
+    """What has a field that is none of an event's is no event."""
+    assert told(10) == readable(**told(10)._asdict())
+    assert readable(**told(10)._asdict() | {field: value}) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"number": 0, "kind": "refused", "fence": 0},
+        {"number": 65535, "protocol": "both", "age": 10 * 365 * 86400 * SECOND},
+        {"owner": "\U0001f6a2\x1b\0", "range": "", "labels": {}, "instance": "", "host": "", "fence": 2**62},
+    ],
+)
+def test_an_event(changes: dict[str, Any]) -> None:
+    """Whatever a step can have written is an event."""
+    event = told(10)._replace(**changes)
+    assert event == readable(**event._asdict())
+
+
+# -------------------------------------------------------------------- refusals
+
+
+def refusals(backend: Backend, cursor: str = "") -> int:
+    return [event.kind for event in log(backend, cursor=cursor).events].count("refused")
+
+
+def test_refused_again_and_again(store: servers.Store) -> None:
+    """The same refusal is told once a minute; one from before the clock went back counts as well."""
+    backend, asked = store.connect(virtual=True), Ask("backup", ((10, 10),))
+    one = Client(backend)
+    one.take(10)
+    counts = []
+    for seconds in (0, 0.001, 59.998, 0.001, 59.999, -600, 1, 599.001):
+        store.clock.advance(seconds)
+        one.ask(asked)
+        counts.append(refusals(backend))
+    assert [1, 1, 1, 2, 2, 2, 2, 3] == counts
+    backend.close()
 
 
 # -------------------------------------------------------------------- reading several logs
@@ -263,6 +359,97 @@ def test_unreadable(past: Past, caplog: pytest.LogCaptureFixture) -> None:
     assert past.log().is_whole
 
 
+def test_host_and_limit(past: Past) -> None:
+    """Of one host the last so many are told, however many others there are in the cluster's log after them."""
+    for number in range(20, 30):
+        past.take(CLUSTER_SPACE, number, host="b")
+
+    assert [3, 5] == past.numbers(past.log(host="a", limit=2))
+    assert [28, 29] == past.numbers(past.log(host="b", limit=2))
+
+
+def test_test(past: Past) -> None:
+    """Those only of which the test is true, the last so many of them."""
+    wanted = EventFilter(test=lambda event: event.number in (1, 2, 3))
+
+    assert [2, 3] == [event.number for event in EventLog(past.backend, wanted, 2).read()]
+    assert [3] == [event.number for event in EventLog(past.backend, wanted, 1).read()]
+    assert [1] == past.numbers(past.log(limit=1, test=lambda event: event.number == 1))
+
+
+def test_clock_that_went_back(past: Past) -> None:
+    """What a host's log tells is in the order in which it happened, and the others' events are where they belong."""
+    past.take("host:b", 6)
+    past.now -= 3 * SECOND
+    past.take("host:b", 7)
+    past.take("host:a", 8)
+
+    assert [1, 2, 3] == past.numbers(past.log())[:3]
+    assert [1, 4, 6, 7] == past.numbers(past.log(host="b"))
+    times = [event.at for event in past.log().read()]
+    assert sorted(times) == times
+
+
+def test_not_listed_for_a_moment(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space that is not in the index for a while is not told again from its beginning."""
+    log = past.log()
+    log.read()
+    with monkeypatch.context() as patch:
+        patch.setattr(past.backend, "spaces", lambda: ["host:b"])
+        past.take("host:a", 6)
+        assert [] == past.numbers(log)
+
+    assert [6] == past.numbers(log)
+
+
+def test_no_more_than_wanted_is_kept() -> None:
+    """Of very many events no more are in memory than are wanted, and those of some hosts."""
+
+    class Many(MemoryBackend):
+        """Every log has a hundred events, and says how many there are in all now."""
+
+        most = 0
+
+        def spaces(self, instance: str | None = None) -> list[str]:
+            return [f"host:{number:04d}" for number in range(200)]
+
+        def events(self, cursors: Mapping[str, str], limit: int) -> list[Events | BackendError]:
+            Many.most = max(Many.most, sum(type(one) is PortEvent for one in gc.get_objects()))
+            made = tuple(told(number, (200 - number) * 1000 * SECOND) for number in range(1, 101))
+            return [Events(space, made, "") for space in cursors]
+
+    before = sum(type(one) is PortEvent for one in gc.get_objects())
+    for wanted in (EventFilter(), EventFilter(test=lambda event: event.number != 5)):
+        found = EventLog(Many(), wanted, 1000).read()
+        assert {96, 97, 98, 99, 100} == {event.number for event in found}
+        assert 1000 == len(found)
+    assert Many.most - before <= 5_000
+
+
+def test_refused_when_it_may_not_be_read(past: Past) -> None:
+    """A log asks first whether the store may be used still."""
+
+    def check() -> None:
+        raise ConfigurationError("closed")
+
+    log = EventLog(past.backend, EventFilter(), 10, check)
+    with pytest.raises(ConfigurationError, match="closed"):
+        log.read()
+    assert [] == past.backend.asked
+
+
+def test_unreadable_log_of_the_cluster(past: Past, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged log of the cluster does not hide what happened on the host that was asked for."""
+    past.backend.broken = {CLUSTER_SPACE}
+    log = past.log(host="a")
+
+    assert [2, 5] == past.numbers(log)
+    assert not log.is_whole
+    assert [f"the events on the whole cluster cannot be read: {CLUSTER_SPACE} is damaged"] == [
+        record.message for record in caplog.records
+    ]
+
+
 def test_unreadable_and_asked_for(past: Past, caplog: pytest.LogCaptureFixture) -> None:
     """Of the host that was asked for the error is raised."""
     past.backend.broken = {"host:a"}
@@ -309,6 +496,16 @@ def test_none_in_memory() -> None:
 
     assert {} == store.logs
     assert () == log(MemoryBackend(store)).events
+
+
+def test_a_log_in_memory_is_its_own() -> None:
+    """Who changes the labels of an event that it has read changes nobody else's."""
+    backend = MemoryBackend(MemorySpaces())
+    Client(backend).take(labels={"k": "v"})
+    for _ in range(2):
+        (event,) = log(backend).events
+        assert {"k": "v"} == event.labels
+        dict.clear(event.labels)  # type: ignore[arg-type]
 
 
 def test_none_in_a_file(sqlite: servers.SqliteStore) -> None:
@@ -440,35 +637,47 @@ def test_key_of_a_wrong_type(redis_store: servers.RedisStore) -> None:
     assert ["acquired"] == [event.kind for event in other.events]
 
 
-GOOD = 'acquired 5 tcp/00010 h 7 9 5 0 {"i":"one","l":{},"o":"","r":"backup"}'
+GOOD = 'acquired NOW tcp/00010 h 7 9 5 0 {"i":"one","l":{},"o":"","r":"backup"}'
+
+
+def at_now(entry: Any) -> Any:
+    return entry.replace("NOW", str(time.time_ns() // 1000)) if isinstance(entry, str) else entry
 
 
 @pytest.mark.parametrize(
     "entry",
     [
-        *("", "x", b"\xff\xfe", "acquired", GOOD.replace("acquired", "stolen"), GOOD.replace(" 5 tcp", " x tcp")),
-        *(GOOD.replace("tcp/00010", "tcp"), GOOD.replace("h 7", "z 7"), GOOD.replace('"o":"",', ""), GOOD[:-1]),
+        *(
+            "",
+            "x",
+            b"\xff\xfe",
+            "acquired",
+            GOOD.replace("acquired", "stolen"),
+            GOOD.replace("NOW", "x"),
+            GOOD.replace("NOW", "5"),
+        ),
+        *(GOOD.replace("tcp/00010", "tcp"), GOOD.replace("h 7", "h x"), GOOD.replace('"o":"",', ""), GOOD[:-1]),
     ],
 )
 def test_entry_that_cannot_be_read(entry: Any, redis_store: servers.RedisStore) -> None:
-    """It is an error of that log alone, and of no step."""
+    """It is passed over by who reads, and by every step."""
     with redis_store.connect() as backend:
         every_step(backend)
-        redis_store.client.xadd(LOG, {"e": entry})
+        begin = log(backend).cursor
+        redis_store.client.xadd(LOG, {"e": at_now(entry)})
         one = Client(backend, instance="three")
-        one.ask(Ask("backup", ((11, 11),)))
+        one.ask(Ask("backup", ((11, 11),), owner="vm-3"))
         one.give_back(*one.take(40))
-        Client(backend, "host:i").take()
-        damaged, other = backend.events({SPACE: "", "host:i": ""}, 10)
+        found = log(backend, cursor=begin)
 
-    assert isinstance(damaged, BackendError)
-    assert str(damaged).isprintable()
-    assert isinstance(other, Events)
+    assert [("refused", 0), ("acquired", 40), ("released", 40)] == [
+        (event.kind, event.number) for event in found.events
+    ]
 
 
 def test_entry_that_can_be_read(redis_store: servers.RedisStore) -> None:
     """The entry that the others are made from is a good one."""
-    redis_store.client.xadd(LOG, {"e": GOOD})
+    redis_store.client.xadd(LOG, {"e": at_now(GOOD)})
     with redis_store.connect() as backend:
         (event,) = log(backend).events
 
@@ -499,29 +708,146 @@ def test_file_without_the_table(sqlite: servers.SqliteStore) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *("event = 'x'", "event = '[]'", "event = '{}'", "event = 5", "event = x'ff'", "at = 'x'"),
-        "event = replace(event, 'acquired', 'stolen')",
+        *("event = 'x'", "event = '[]'", "event = '{}'", "event = 5", "event = x'ff'", "event = CAST(x'ff' AS TEXT)"),
+        *("at = 'x'", "at = CAST(x'ff' AS TEXT)", "at = 1.5", "at = 0", "number = 'x'"),
+        "event = replace(event, 'refused', 'stolen')",
         "event = '" + "[" * 100_000 + "'",
     ],
 )
 def test_row_that_cannot_be_read(change: str, sqlite: servers.SqliteStore) -> None:
-    """It is an error of that log alone, and of no step."""
+    """It is passed over by who reads, and by every step; as if it were not there."""
+    with sqlite.connect() as backend:
+        one = Client(backend)
+        one.take(10)
+        one.ask(Ask("backup", ((10, 10),)))
+    sqlite_does(sqlite, f"UPDATE event SET {change} WHERE event LIKE '%refused%'")  # noqa: S608
+    with sqlite.connect() as backend:
+        one.backend = backend
+        one.ask(Ask("backup", ((10, 10),)))
+        one.ask(Ask("backup", ((10, 10),)))
+        assert [("acquired", 10), ("refused", 0)] == [(event.kind, event.number) for event in log(backend).events]
+        assert [] == [finding for finding in backend.diagnose() if finding.check == "events"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("ALTER TABLE event RENAME COLUMN at TO moment",), "no such column: at"),
+        (("DROP TABLE event", "CREATE TABLE event (number)"), "no such column: space"),
+        (("ALTER TABLE event RENAME TO x", "CREATE VIEW event AS SELECT * FROM x"), ""),
+        (("UPDATE event SET number = 9223372036854775807",), ""),
+    ],
+    ids=["column", "columns", "view", "last number"],
+)
+def test_table_that_cannot_be_used(change: tuple[str, ...], said: str, sqlite: servers.SqliteStore) -> None:
+    """Every step stands all the same; who reads hears of the log alone, and a repair begins it anew."""
+    with sqlite.connect() as backend:
+        Client(backend, instance="three").take(60)
+    sqlite_does(sqlite, *change)
     with sqlite.connect() as backend:
         every_step(backend)
-        Client(backend, "host:i").take()
-    with closing(sqlite3.connect(sqlite.path)) as db:
-        db.execute(f"UPDATE event SET {change} WHERE space = ?", (SPACE,))  # noqa: S608
-        db.commit()
-    with sqlite.connect() as backend:
-        one = Client(backend, instance="three")
-        one.ask(Ask("backup", ((11, 11),)))
-        one.give_back(*one.take(40))
-        damaged, other = backend.events({SPACE: "", "host:i": ""}, 100)
-        ports = PortAllocator(backend=backend)
-        assert {"i"} == {event.host for event in ports.events()}
+        (found,) = backend.events({SPACE: ""}, 10)
+        if said:
+            assert str(found) == (
+                f"The log of events in '{sqlite.path}' cannot be read: {said}; see `clusterports doctor`"
+            )
+        else:
+            assert isinstance(found, Events)
+            assert 1 == len(found.events)
+        (wrong,) = [finding for finding in backend.diagnose() if finding.check == "events"]
+        assert ("warning", "clusterports doctor --repair") == (wrong.level, wrong.cure)
+        (mended,) = [finding for finding in backend.diagnose(repair=True) if finding.check == "events"]
+        assert mended.mended
+        assert [] == [finding for finding in backend.diagnose() if finding.check == "events"]
+        assert () == log(backend).events
+        Client(backend, instance="four").take(70)
+        assert ["acquired"] == [event.kind for event in log(backend).events]
 
-    assert isinstance(damaged, BackendError)
-    assert isinstance(other, Events)
+
+def test_damage_costs_the_events_of_one_step(sqlite: servers.SqliteStore) -> None:
+    """All events of a step are written, or none."""
+    with sqlite.connect() as backend:
+        one = Client(backend)
+        one.take(10)
+        sqlite_does(sqlite, "UPDATE event SET number = 9223372036854775806")
+        ports = one.take(20, 2)
+        assert [10] == [event.number for event in log(backend).events]
+        one.give_back(ports[0])
+        assert [10, 20] == [event.number for event in log(backend).events]
+
+
+class Failing:
+    """A connection on which this statement fails with this code."""
+
+    def __init__(self, db: sqlite3.Connection, statement: str, code: str) -> None:
+        self.db, self.statement, self.code = db, statement, code
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        if statement.lstrip().startswith(self.statement):
+            error = sqlite3.OperationalError("it fails")
+            error.sqlite_errorname = self.code
+            raise error
+        return self.db.execute(statement, *arguments)
+
+
+@pytest.mark.parametrize("statement", ["SELECT", "INSERT", "DELETE"])
+@pytest.mark.parametrize(
+    ("code", "stands"),
+    [
+        *(("SQLITE_CORRUPT", True), ("SQLITE_ERROR", True), ("SQLITE_READONLY", True)),
+        *(("SQLITE_FULL", False), ("SQLITE_IOERR_WRITE", False), ("SQLITE_BUSY", False)),
+    ],
+)
+def test_what_costs_a_step(code: str, stands: bool, statement: str) -> None:
+    """Only where the disk, or somebody else, is in the way the step is told so, and is tried in another way."""
+    events = [told(number) for number in range(1, 65)]
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        _log.append(db, SPACE, 1, events, 10)
+        before = _log.read(db, SPACE, "", MOST, 1)
+        failing: Any = Failing(db, statement, code)
+        db.execute("BEGIN")
+        with nullcontext() if stands else pytest.raises(sqlite3.OperationalError, match="it fails"):
+            _log.append(failing, SPACE, 1, events, 10)
+        db.execute("COMMIT" if stands else "ROLLBACK")
+        assert before == _log.read(db, SPACE, "", MOST, 1)
+
+
+def test_a_file_that_stays_busy(sqlite: servers.SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second try, without events, has what is left of the time of the first."""
+    with sqlite.connect(timeout=60) as backend:
+        one = Client(backend)
+        untils = []
+
+        def write(work: object, until: float | None = None) -> None:
+            untils.append(until)
+            full = sqlite3.OperationalError("full")
+            full.sqlite_errorname = "SQLITE_FULL"
+            raise BackendError("No space is left") from full
+
+        monkeypatch.setattr(backend.file, "write", write)
+        with pytest.raises(BackendError):
+            one.take(10)
+    assert 2 == len(untils)
+    assert untils[0] is not None
+    assert untils[0] == untils[1]
+
+
+def test_a_log_that_is_to_be_shorter(sqlite: servers.SqliteStore) -> None:
+    """Where far fewer are to be kept than are, a step lets go of no more than 1,000 at a time."""
+    with sqlite.connect() as backend:
+        one = Client(backend)
+        one.take(10)
+    with closing(sqlite3.connect(sqlite.path)) as db:
+        db.executemany("INSERT INTO event VALUES (?,?,1,'')", [(SPACE, number) for number in range(5000)])
+        db.commit()
+    counts = []
+    with sqlite.connect(events=10) as backend:
+        one.backend = backend
+        for _ in range(100):
+            one.give_back(*one.take(20))
+            counts.append(sqlite_does(sqlite, "SELECT count(*) FROM event"))
+    assert max(before - after for before, after in itertools.pairwise([5001, *counts])) in range(900, 1001)
+    assert counts[-1] <= 42
 
 
 def test_a_file_that_is_not_there(sqlite: servers.SqliteStore) -> None:
@@ -544,8 +870,26 @@ def test_a_log_that_was_begun_anew(how: str, sqlite: servers.SqliteStore) -> Non
     if how == "another file":
         sqlite.path.unlink()
     with sqlite.connect() as backend:
+        assert Events(SPACE, (), cursor) == log(backend, cursor=cursor)
         Client(backend).take(11)
         assert [11] == [event.number for event in log(backend, cursor=cursor).events]
+
+
+def test_a_log_that_was_begun_anew_while_the_clock_was_behind(store: servers.Store) -> None:
+    """Whoever follows it is told it from its beginning."""
+    backend = store.connect(virtual=True)
+    one = Client(backend)
+    one.give_back(*one.take(10, 3))
+    follower = EventLog(backend, EventFilter(), 10)
+    assert 6 == len(follower.read())
+    backend.close_lease(SPACE, one.holder)
+    store.clock.advance(7200)
+    assert backend.drop(SPACE)
+    store.clock.advance(-90_000)
+    Client(backend).take(11, 2)
+    assert [11, 12] == [event.number for event in follower.read()]
+    assert [] == follower.read()
+    backend.close()
 
 
 def test_allocator_on_a_store_without_events() -> None:

@@ -2156,6 +2156,28 @@ class TestTold:
         assert Event("refused", 10, "tcp", "backup", *about) == first
         assert ("refused", 0, 0) == (second.kind, second.number, second.fence)
 
+    def test_brief(self, world: World) -> None:
+        """Owner and labels as far as an event keeps them, whatever happens to the port; of the port in full."""
+        one, long = world.open(), {"k": "v" * 600}
+        (port,) = one.take(ask(10, 10, owner="é" * 300, labels=long))
+        one.ask(one_port(10, owner="é" * 300, labels=long))
+        one.release(port)
+        assert world.space.told is not None
+        assert ["acquired", "refused", "released"] == [event.kind for event in world.space.told]
+        assert [("é" * 256, {})] * 3 == [(event.owner, event.labels) for event in world.space.told]
+        one.take(ask(10, 10, owner="é" * 300, labels=long))
+        assert ("é" * 300, long) == (world.port(10).owner, world.port(10).labels)
+
+    def test_labels_of_its_own(self, world: World) -> None:
+        """Who changes the labels of an event or of the ask changes nobody else's."""
+        one, labels = world.open(), {"k": "v"}
+        one.take(ask(10, 10, labels=labels))
+        one.ask(one_port(10, labels=labels))
+        told = world.space.told or []
+        labels["k"] = "of the ask"
+        dict.clear(told[0].labels)  # type: ignore[arg-type]
+        assert {"k": "v"} == world.port(10).labels == told[1].labels
+
     def test_queued(self, world: World) -> None:
         """Who waits is not refused, until it gives up."""
         one, two = world.open("one"), world.open("two")

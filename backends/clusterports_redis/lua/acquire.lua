@@ -69,7 +69,9 @@ if ARGV[10] == '' and ARGV[7] == '1' and ARGV[5] == '1' and ARGV[6] ~= 'both' an
     local held = 'h ' .. id .. ' ' .. first_text .. ' ' .. since .. ' ' .. ARGV[8] .. ' ' .. ARGV[9]
     call('HSET', STATE, 'clock', clock, 'seen', seen, 'fence', first, 'done/' .. id, done .. ';' .. ARGV[3] .. ' ' .. entry,
          name, held)
-    redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', '$events', '*', 'e', 'acquired ' .. since .. ' ' .. name .. ' ' .. held)  -- events
+    if #held > 512 then rare(clock, min_ttl, next_due, now).tell('acquired', name, held) else  -- events
+    redis.pcall('XADD', KEYS[#KEYS], 'MAXLEN', '~', '$events', '*', 'e', 'acquired ' .. since .. ' ' .. name .. ' ' .. held)  -- events
+    end  -- events
     return {'GRANTED', entry}
   end
 end

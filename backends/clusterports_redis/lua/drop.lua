@@ -3,7 +3,7 @@
 -- reads: 'schema'
 -- Remove all keys of a space in which there is no lease, no port that is not free, and no place in the queue, and
 -- which is not recovering.
--- KEYS  see space.lua; 7, 8, 9 what pick.lua leaves or may have left
+-- KEYS  see space.lua; 6, 7, 8 what pick.lua leaves or may have left  9 events
 -- ARGV  none
 -- Returns {'DROPPED', 1 also when there is no such space, or 0}
 if gap then

@@ -1,5 +1,5 @@
 -- Picks the numbers for asks, without changing anything but its own scratch keys.
--- KEYS  7, 9 scratch  8 mask: 8,192 times 00001111. Only where an ask is for both protocols or for a block.
+-- KEYS  6, 8 scratch  7 mask: 8,192 times 00001111. Only where an ask is for both protocols or for a block.
 -- ARGV  of each ask: protocol, count, hold, note, more, number of spans, then first and last of each span
 --       hold  quarantine, or quarantine,cooldown,tag: what the record of the port keeps
 --       more  '' or: align rotate limit explicit tag range; see Ask in abc.py. explicit: 2 where it is running. The tag
@@ -7,7 +7,7 @@
 local function picker(space)
   local call, format, match, floor = redis.call, string.format, string.match, math.floor
   local STATE, PORTS = KEYS[1], KEYS[3]
-  local bits, busy = {tcp = KEYS[4], udp = KEYS[5], both = KEYS[7]}, {tcp = {}, udp = {}}
+  local bits, busy = {tcp = KEYS[4], udp = KEYS[5], both = KEYS[6]}, {tcp = {}, udp = {}}
   local self = {names = {}, asked = {}, bits = {tcp = {}, udp = {}}, evicted = {}, counters = {}}
   local merged, whole, masked, gone, reached = false, {}, {}, {}, {}
   local TWO = {128, 64, 32, 16, 8, 4, 2, 1}
@@ -55,12 +55,12 @@ local function picker(space)
     local found = masked[ask.protocol]
     if not found then
       local source = bits[ask.protocol]
-      if call('EXISTS', KEYS[8]) == 0 then call('SET', KEYS[8], string.rep('\15', 8192)) end
-      call('BITOP', 'AND', KEYS[9], source, KEYS[8])
-      local right = call('GETRANGE', KEYS[9], 0, -1)
-      call('BITOP', 'XOR', KEYS[9], KEYS[9], source)
-      found = {call('GETRANGE', KEYS[9], 0, -1), right}
-      call('DEL', KEYS[9])
+      if call('EXISTS', KEYS[7]) == 0 then call('SET', KEYS[7], string.rep('\15', 8192)) end
+      call('BITOP', 'AND', KEYS[8], source, KEYS[7])
+      local right = call('GETRANGE', KEYS[8], 0, -1)
+      call('BITOP', 'XOR', KEYS[8], KEYS[8], source)
+      found = {call('GETRANGE', KEYS[8], 0, -1), right}
+      call('DEL', KEYS[8])
       masked[ask.protocol] = found
     end
     return found
@@ -235,7 +235,7 @@ local function picker(space)
       else
         find_shut(ticket)
         if ask.protocol == 'both' and not merged then
-          call('BITOP', 'OR', KEYS[7], KEYS[4], KEYS[5])
+          call('BITOP', 'OR', KEYS[6], KEYS[4], KEYS[5])
           merged = true
         end
         if ask.explicit then
@@ -255,7 +255,7 @@ local function picker(space)
         break
       end
     end
-    if merged then call('DEL', KEYS[7]) end
+    if merged then call('DEL', KEYS[6]) end
     if self.why then return end
     local others, at, sub = {}, 0, string.sub
     for i, name in ipairs(self.names) do
@@ -288,13 +288,19 @@ local function picker(space)
     return '', ''
   end
 
-  -- The ask that was refused, as an event tells of it.
-  function self.tell_refused(id)
-    local name, record = format(ask.shape, ask.explicit and ask.spans[1][1] or 0), 'h ' .. id .. ' 0 0 0 ' .. ask.note
-    local last = redis.pcall('XREVRANGE', KEYS[6], '+', '-', 'COUNT', '1')
-    if last[1] and match(last[1][2][2], '^refused %d+ (.*)$') == name .. ' ' .. record then return end
-    space.tell('refused', name, record)
-  end
+  -- The ask that was refused, as an event tells of it; once a minute while not much else happens.
+  function self.tell_refused(id)  -- events
+    local name = format(ask.shape, ask.explicit and ask.spans[1][1] or 0)  -- events
+    local record = space.brief('h ' .. id .. ' 0 0 0 ' .. ask.note)  -- events
+    local about = match(record, ',"l":.*$')  -- events
+    local told = redis.pcall('XREVRANGE', KEYS[#KEYS], '+', '-', 'COUNT', '16')  -- events
+    if told.err then return end  -- events
+    for _, entry in ipairs(told) do  -- events
+      local at, its_name, its_about = match(entry[2][2], '^refused (%d+) (%S+) .-(,"l":.*)$')  -- events
+      if its_name == name and its_about == about and now - at < 60000000 then return end  -- events
+    end  -- events
+    space.tell('refused', name, record)  -- events
+  end  -- events
 
   -- The ask in hand as a place in the queue keeps it: the same for all who want the same numbers.
   function self.wanted()

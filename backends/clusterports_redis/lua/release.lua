@@ -24,7 +24,9 @@ elseif plain == ' ' and string.sub(ARGV[3], 4, 4) == '/' then  -- one port like 
     error(cleared.err, 0)
   end
   call('HDEL', STATE, name)
-  redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', '$events', '*', 'e', format('released %.0f ', now) .. name .. ' ' .. s[8])  -- events
+  if #s[8] > 512 then rare(clock, min_ttl, next_due, now).tell('released', name, s[8]) else  -- events
+  redis.pcall('XADD', KEYS[#KEYS], 'MAXLEN', '~', '$events', '*', 'e', format('released %.0f ', now) .. name .. ' ' .. s[8])  -- events
+  end  -- events
   count = 1
 elseif #ARGV > 2 then
   space = space or rare(clock, min_ttl, next_due, now)

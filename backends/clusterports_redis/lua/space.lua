@@ -1,7 +1,7 @@
 -- The rules of one space, shared by all operations; clusterports/_space.py says the same in Python and explains it.
 --
 -- KEYS, of every operation: 1 state (hash)  2 due (zset)  3 ports (zset, by lex)  4 tcp  5 udp (bitmaps)
---       6 events (stream)
+--       the last: events (stream), of those that write any
 --   state  schema, clock, seen, fence
 --          born             the first fence of this space; one that is lower was given by another, which is lost
 --          ended            id;id;...: those of the last 64 leases that ended, the latest at the end
@@ -26,7 +26,8 @@
 --          found without a scan
 --          All the same with udp/ and both/ for tcp/. Tickets have 16 digits, so that they sort as numbers.
 --   events the last things that steps did, for people: nothing is decided by them. Each entry has one field:
---          kind time port record    (record: as in the state, then; of a refusal, with 0 for port, fence and times)
+--          kind time port record    (record: as in the state, then, but brief; of a refusal, with 0 for port, fence
+--                                    and times)
 --   tcp    bit n is 1 while port n is not free; 65,536 bits long from the start, so that BITPOS finds zeros
 -- All numbers are integers, times in microseconds. An instance and a note are ASCII JSON, made by the client.
 -- Errors, of every operation: CPSCHEMA when the data is of another version, CPDAMAGED when keys contradict
@@ -57,10 +58,35 @@ local function rare(clock, min_ttl, next_due, now)
 
   -- Write down what was done. Where that fails, as for a user who may not, the step stands all the same. A line that
   -- ends in -- events is not there where none are kept.
-  local at  -- events
+  local at, mute  -- events
   function self.tell(kind, name, record)  -- events
+    if mute then return end  -- events
     at = at or format(' %.0f ', now)  -- events
-    redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', '$events', '*', 'e', kind .. at .. name .. ' ' .. record)  -- events
+    local text = kind .. at .. name .. ' ' .. self.brief(record)  -- events
+    local done = redis.pcall('XADD', KEYS[#KEYS], 'MAXLEN', '~', '$events', '*', 'e', text)  -- events
+    mute = type(done) == 'table' and done.err  -- events
+  end  -- events
+
+  -- The note of an event: of a long owner only the beginning, and no labels that are long together. Else the log of one
+  -- port might be larger than all else that the space keeps. Emulators have no cjson.
+  local function shorten(note)  -- events
+    local about, size, text, cut = cjson.decode(note), 0, cjson.encode, 512  -- events
+    for key, value in pairs(about.l) do size = size + #key + #value end  -- events
+    local next = string.byte(about.o, cut + 1)  -- events
+    while next and next >= 128 and next < 192 do  -- events
+      cut = cut - 1  -- events
+      next = string.byte(about.o, cut + 1)  -- events
+    end  -- events
+    return '{"i":' .. text(about.i) .. ',"l":' .. (size > 512 and '{}' or text(about.l)) .. ',"o":'  -- events
+           .. text(string.sub(about.o, 1, cut)) .. ',"r":' .. text(about.r)  -- events
+           .. (about.h and ',"h":' .. text(about.h) or '') .. '}'  -- events
+  end  -- events
+
+  function self.brief(record)  -- events
+    if #record <= 512 then return record end  -- events
+    local head, note = match(record, '^(%l %d+ %d+ %d+ %S+ )(.*)$')  -- events
+    local known, brief = pcall(shorten, note)  -- events
+    return known and head .. brief or record  -- events
   end  -- events
 
   function self.tell_all(kind, names, records)  -- events
