@@ -85,12 +85,18 @@ class Store:
                 space.told = []
             reply = step(space, now)
             if space.told:
-                log = self.logs.setdefault(name, deque(maxlen=self.events))
-                for event in space.told:
-                    if not is_repeated(event, ((at, one) for _, at, one in reversed(log)), now):
-                        self._written += 1
-                        log.append((self._written, now, event))
+                self._write(name, space.told, now)
             return reply
+
+    def _write(self, name: str, told: list[Event], now: int) -> None:
+        log = self.logs.get(name)
+        if log is None:
+            log = self.logs[name] = deque(maxlen=self.events)
+        for event in told:
+            if event.kind == "refused" and is_repeated(event, ((at, one) for _, at, one in reversed(log)), now):
+                continue
+            self._written += 1
+            log.append((self._written, now, event))
 
     def read_log(self, name: str, cursor: str, limit: int) -> Events:
         with self.lock:
