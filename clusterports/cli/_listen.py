@@ -15,7 +15,21 @@ from clusterports.ranges import MAX_PORT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Address", "Place"]
+__all__ = ["Address", "Place", "is_loopback_name"]
+
+
+def is_loopback_name(host: str) -> bool:
+    """Whether a ``Host`` header, with or without a port, can only mean this machine."""
+    name, bracket, _ = host.removeprefix("[").partition("]")
+    if not (host.startswith("[") and bracket):
+        name = host.partition(":")[0]
+    name = name.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class Place(NamedTuple):

@@ -29,12 +29,6 @@ __all__ = ["serve"]
 PORT = 9810
 TOKEN = "CLUSTERPORTS_WEB_TOKEN"  # the name of a variable
 
-LONGEST_HEADERS = 16_384
-MOST_SKIPPED = 64 << 20
-"""Bytes that are read, and not looked at, of a request that was refused."""
-CONNECTIONS = 512
-IDLE = 5
-"""Seconds for which a connection is kept for another request, or until it has begun one to the end of its headers."""
 LEAVE = 2
 """Seconds that those who are being answered have at the end."""
 
@@ -154,66 +148,14 @@ def _end(*_: object) -> None:
 
 async def _serve(page: ASGIApp, close: Callable[[], None], listening: socket.socket, ready: Callable[[], None]) -> None:
     """Until a signal comes."""
-    import h11
     import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from clusterports.web._http import IDLE, LONGEST_HEADERS, Protocol, limited
 
     logger = logging.getLogger("uvicorn")
     logger.propagate = False
     logger.setLevel(logging.ERROR)
     logger.addHandler(_Trouble())
-
-    class Protocol(H11Protocol):
-        """Shows out those who take a connection and ask for nothing, and lets others read why they are refused."""
-
-        _late: asyncio.TimerHandle | None = None
-        _to_skip = 0
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._wait()
-
-        def data_received(self, data: bytes) -> None:
-            if self._to_skip:
-                self._to_skip -= len(data)
-                if self._to_skip <= 0:
-                    self.transport.abort()
-                return
-            super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
-                self._wait()
-            elif not self._to_skip:
-                self._forget()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self._forget()
-
-        def send_400_response(self, msg: str) -> None:
-            # Closed while something is still to be read, the kernel throws the answer away as well.
-            headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
-            try:
-                for event in (
-                    h11.Response(status_code=400, headers=headers, reason="Bad Request"),
-                    h11.Data(data=f"{msg}\n".encode()),
-                    h11.EndOfMessage(),
-                ):
-                    self.transport.write(self.conn.send(event) or b"")
-                self.transport.write_eof()
-            except h11.LocalProtocolError:  # in the middle of another answer
-                self.transport.close()
-            self._to_skip = MOST_SKIPPED
-            self._forget()
-            self._wait()
-
-        def _wait(self) -> None:
-            if self._late is None:
-                self._late = self.loop.call_later(IDLE, self.transport.abort)
-
-        def _forget(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -225,7 +167,7 @@ async def _serve(page: ASGIApp, close: Callable[[], None], listening: socket.soc
             self.should_exit = True
 
     config = uvicorn.Config(
-        page,
+        limited(page, lambda: len(server.server_state.connections)),
         http=Protocol,
         ws="none",
         lifespan="on",
@@ -234,7 +176,6 @@ async def _serve(page: ASGIApp, close: Callable[[], None], listening: socket.soc
         server_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=LONGEST_HEADERS,
-        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=LEAVE,
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import time
 from typing import TYPE_CHECKING
 
+from clusterports.cli._listen import is_loopback_name
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -40,20 +40,6 @@ def check_token(token: str) -> str:
     raise ConfigurationError(
         f"token: must be {SHORTEST} to {LONGEST} printable ASCII characters without blanks, got {got}"
     )
-
-
-def is_loopback_name(host: str) -> bool:
-    """Whether a ``Host`` header, with or without a port, can only mean this machine."""
-    name, bracket, _ = host.removeprefix("[").partition("]")
-    if not (host.startswith("[") and bracket):
-        name = host.partition(":")[0]
-    name = name.lower().removesuffix(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Access:

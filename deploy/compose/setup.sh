@@ -9,27 +9,34 @@ if [ -e made ]; then
   echo "$PWD/made is there already, and nothing was changed" >&2
   exit 1
 fi
-secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
+secret() {
+  made=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
+  [ ${#made} = 48 ] && printf %s "$made"
+}
 
-mkdir -p made/prometheus made/grafana
+# Under another name until all of it is there, so that it can be run again whatever failed.
+new=made.new
+rm -rf $new
+mkdir -p $new/prometheus $new/grafana
 # In its container the server has the folder under another name, and only networks of ours.
-AS=/clusterports sh ../redis/install.sh "$PWD/made/valkey" 0.0.0.0
+AS=/clusterports sh ../redis/install.sh "$PWD/$new/valkey" 0.0.0.0
 # What one server has no use for, and should not be able to read.
-mv made/valkey/passwords made/passwords
-rm made/valkey/replicated.conf made/valkey/sentinel.conf
+mv $new/valkey/passwords $new/passwords
+rm $new/valkey/replicated.conf $new/valkey/sentinel.conf
 
-password=$(sed -n 's/^clusterports-status //p' made/passwords)
-cat > made/clusterports.toml <<EOF
+password=$(sed -n 's/^clusterports-status //p' $new/passwords)
+cat > $new/clusterports.toml <<EOF
 # The settings of the exporter and of the page. They need the ranges of your managers, if those are not the default ones.
 url = "redis://clusterports-status:$password@valkey:6379/0"
 EOF
-secret > made/token
-secret > made/grafana-password
+secret > $new/token
+secret > $new/grafana-password
 
 account=$(id -u):$(id -g)
 if [ "$account" = 0:0 ]; then
   account=10001:10001
-  chown -R $account made
+  chown -R $account $new
 fi
 echo "ACCOUNT=$account" > .env
+mv $new made
 echo "Made $PWD/made. Now: docker compose up -d"

@@ -14,12 +14,16 @@ fi
 mkdir -p "$folder/data"
 if [ ! -e "$folder/passwords" ]; then
   for user in $(sed -n 's/^user .*#@SHA256 \(.*\)@/\1/p' "$from/users.acl"); do
-    echo "$user $(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"
-  done > "$folder/passwords"
+    password=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
+    [ ${#password} = 48 ] # an empty one would let everybody in
+    echo "$user $password"
+  done > "$folder/passwords.new"
+  mv "$folder/passwords.new" "$folder/passwords"
 fi
 edit="s|@FOLDER@|${AS:-$folder}|;s|@ADDRESS@|$address|;s|@PRIMARY@|$primary|"
 while read -r user password; do
   hash=$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)
+  [ ${#hash} = 64 ]
   edit="$edit;s|@SHA256 $user@|$hash|;s|@PASSWORD $user@|$password|"
 done < "$folder/passwords"
 for file in redis.conf replicated.conf sentinel.conf; do

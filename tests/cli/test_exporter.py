@@ -8,17 +8,24 @@ import socket
 import struct
 import subprocess
 import sys
+import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Semaphore, Thread
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from clusterports.cli import exporter
 from clusterports.cli._listen import Address
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
 
     import servers
     from cli.conftest import Command, Main
@@ -40,6 +47,41 @@ def ended(process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> tuple
     process.send_signal(signum)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
+
+
+def asked(url: str, host: str | None = None) -> tuple[int, str]:
+    """Status and text, when asked by this name."""
+    request = urllib.request.Request(url, headers={} if host is None else {"Host": host})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def never(*_: object) -> Iterable[bytes]:
+    raise AssertionError
+
+
+@contextmanager
+def serving(application: Callable[..., Iterable[bytes]]) -> Iterator[tuple[socket.socket, Callable[[], socket.socket]]]:
+    """A client of a server with this application, and how to get more."""
+    address = Address("127.0.0.1", 0)
+    with exporter._Server(address, address.find()) as server:
+        server.set_app(application)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+
+        def client() -> socket.socket:
+            return socket.create_connection(("127.0.0.1", server.server_port), PATIENCE)
+
+        try:
+            with client() as first:
+                yield first, client
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def scrape(url: str) -> dict[str, dict[tuple[str, ...], float]]:
@@ -100,6 +142,54 @@ def test_health(bare: Command, tmp_path: Path) -> None:
     assert (0, "", "") == ended(process)  # a look would have been told
 
 
+@pytest.mark.parametrize("path", ["", "metrics/", "favicon.ico", "healthz?", "metric"])
+def test_paths(path: str, bare: Command, tmp_path: Path) -> None:
+    """Elsewhere there is nothing, and the store is not read for that."""
+    (tmp_path / "ports.db").write_text("this is no database")
+    process, url = started(bare, *ANY, "--url", f"sqlite:///{tmp_path}/ports.db")
+    told = (200, "ok\n") if path == "healthz?" else (404, "path: must be /metrics or /healthz\n")
+
+    assert told == asked(url.replace("metrics", path))
+    assert (0, "", "") == ended(process)  # a look would have been told
+
+
+def test_names(command: Command) -> None:
+    """On this machine alone it is asked by a name of this machine, so that no page of the web can read it."""
+    process, url = started(command, *ANY)
+    place = url.removeprefix("http://").removesuffix("/metrics")
+    port = place.rpartition(":")[2]
+
+    for host in (place, f"localhost:{port}", f"[::1]:{port}"):
+        assert 200 == asked(url, host)[0]
+    message = "host: must be localhost or a loopback address; got 'a.example:1'\n"
+    assert (421, message) == asked(url, "a.example:1")
+    assert (200, "ok\n") == asked(url.replace("metrics", "healthz"), "a.example:1")
+    assert (0, "", "") == ended(process)
+
+
+@pytest.mark.parametrize(
+    ("only", "asked", "status"),
+    [
+        ("H.example:9809", "h.example:9809", "figures"),  # a name that leads to this machine, as --listen has it
+        ("h.example:9809", "h.example", "421 Misdirected Request"),
+        ("h.example:9809", None, "figures"),  # no browser
+        (None, "a.example", "figures"),  # others reach it anyway
+    ],
+)
+def test_names_of_listen(only: str | None, asked: str | None, status: str) -> None:
+    """The name at which it listens counts as well; at an address for others, any."""
+    told = []
+    environ = {"PATH_INFO": "/metrics"} | ({} if asked is None else {"HTTP_HOST": asked})
+
+    def figures(_: object, start_response: Callable[..., None]) -> list[bytes]:
+        start_response("figures", [])
+        return []
+
+    exporter._Gate(figures, only)(environ, lambda status, _: told.append(status))
+
+    assert [status] == told
+
+
 def test_no_secret(bare: Command) -> None:
     """The password of the store is neither in a scrape nor in what is said."""
     process, url = started(bare, *ANY, "--url", "redis://:hunter2@127.0.0.1:1/0")
@@ -141,6 +231,138 @@ def test_bad_clients(command: Command) -> None:
 
     assert 1 == scrape(url)["clusterports_up"][()]
     assert (0, "", "") == ended(process)
+
+
+def test_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks while the store is read is told what comes of that; who comes later is told anew."""
+    began, go, waiting = Event(), Event(), Semaphore(0)
+
+    class Running(Future[list[Metric]]):
+        def result(self, timeout: float | None = None) -> list[Metric]:
+            waiting.release()
+            return super().result(timeout)
+
+    class Figures:
+        reads = 0
+
+        def describe(self) -> list[Metric]:
+            return []
+
+        def collect(self) -> list[Metric]:
+            self.reads += 1
+            began.set()
+            assert go.wait(PATIENCE)
+            if self.reads == 2:
+                raise OSError(self.reads)
+            return [Metric("reads", "", "gauge")]
+
+    monkeypatch.setattr(exporter, "Future", Running)
+    figures = Figures()
+    shared = exporter._Shared(cast("Any", figures))
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(shared.collect)
+        assert began.wait(PATIENCE)
+        others = [pool.submit(shared.collect) for _ in range(2)]
+        for _ in others:
+            assert waiting.acquire(timeout=PATIENCE)
+        go.set()
+
+        assert first.result() is others[0].result() is others[1].result()
+    assert 1 == figures.reads
+    with pytest.raises(OSError, match="2"):
+        shared.collect()
+    assert 1 == len(shared.collect())
+    assert 3 == figures.reads
+
+
+def test_crowd(command: Command) -> None:
+    """However many take a connection and do not ask, there are threads for some, and who asks is answered at once."""
+    process, url = started(command, *ANY)
+    place = ("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0]))
+    crowd = [socket.create_connection(place, PATIENCE) for _ in range(3 * exporter.CONNECTIONS)]
+    for one in crowd:
+        with one.dup() as client:
+            try:
+                client.sendall(b"GET /met")
+            except OSError:  # sent away already
+                continue
+
+    assert 1 == scrape(url)["clusterports_up"][()]
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (threads,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("Threads:")]
+    assert threads <= exporter.CONNECTIONS + 4
+    assert is_over(crowd[0])
+    for one in crowd:
+        one.close()
+    assert (0, "", "") == ended(process)
+
+
+def is_over(client: socket.socket) -> bool:
+    """Whether the server ended it, without an answer."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is being answered is not sent away for another."""
+    monkeypatch.setattr(exporter, "CONNECTIONS", 1)
+    began, go = Event(), Event()
+
+    def slow(_: object, start_response: Callable[..., Any]) -> list[bytes]:
+        began.set()
+        assert go.wait(PATIENCE)
+        start_response("200 OK", [])
+        return [b"figures"]
+
+    with serving(slow) as (first, client):
+        first.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert began.wait(PATIENCE)
+        with client() as second:
+            assert is_over(second)
+        go.set()
+        assert first.makefile("rb").read().endswith(b"figures")
+
+
+def test_slow_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has to be there as a whole in time; a byte now and then does not help."""
+    monkeypatch.setattr(exporter, "ASKING", 0.2)
+    with serving(never) as (client, _):
+        client.settimeout(0.02)
+        for _ in range(500):
+            try:
+                client.sendall(b"x")
+                assert b"" == client.recv(1)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                pass
+            break
+        else:
+            pytest.fail("it may ask for ever")
+
+
+def test_slow_to_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An answer that nobody takes ends in time, and nothing is told of it."""
+    monkeypatch.setattr(exporter, "TAKING", 0.1)
+    ended = Event()
+
+    def leave(server: exporter._Server, client: socket.socket) -> None:
+        left(server, client)
+        ended.set()
+
+    left = exporter._Server._leave
+    monkeypatch.setattr(exporter._Server, "_leave", leave)
+
+    def long(_: object, start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(50_000_000)]
+
+    with serving(long) as (client, _):
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert ended.wait(PATIENCE)
+    assert "" == capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

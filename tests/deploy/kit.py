@@ -45,7 +45,7 @@ __all__ = [
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
-MADE = shutil.ignore_patterns("made", ".env", "secret")
+MADE = shutil.ignore_patterns("made", "made.new", ".env", "secret")
 """What somebody may have made of it in a checkout."""
 
 PATIENCE = 60
@@ -104,8 +104,9 @@ def foreign_to_us(query: str) -> set[str]:
         for one in family.samples:
             known.setdefault(one.name, set()).update(one.labels)
     known["host_range:clusterports_ports:fill_ratio"] = {"host", "range"}  # of alerts.yml
+    known["up"] = {"job", "instance"}  # of Prometheus itself
     bare = re.sub(r'"[^"]*"', '""', query)
-    names = set(re.findall(r"[a-z_:]*clusterports_[a-z_:]+", bare))
+    names = set(re.findall(r"[a-z_:]*clusterports_[a-z_:]+|\bup\b", bare))
     if strange := names - set(known):
         return strange
     grouped = [label for labels in re.findall(r"\bby \(([^)]*)\)", bare) for label in labels.split(", ")]

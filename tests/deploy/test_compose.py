@@ -6,13 +6,15 @@ No container is started here, and no image built. That the commands work is show
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from deploy.kit import DEPLOY, Stack, check, documents, is_accepted
+from deploy.kit import DEPLOY, MADE, Stack, check, documents, is_accepted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +95,33 @@ def test_setup(stack: Stack) -> None:
     assert re.fullmatch(r"ACCOUNT=[1-9]\d*:[1-9]\d*\n", (stack.folder / ".env").read_text())
 
 
-@pytest.mark.parametrize("made", ["deploy/compose/made/token", "deploy/compose/.env", "deploy/kubernetes/secret/token"])
+@pytest.mark.parametrize("failing", ["mkdir", "od", "sed", "sha256sum", "rm", "id", "mv"])
+def test_setup_again(failing: str, tmp_path: Path) -> None:
+    """Where it failed half way it can be run again, and makes all that it should."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=MADE)
+    folder, tools = tmp_path / "deploy" / "compose", tmp_path / "tools"
+    tools.mkdir()
+    (tools / failing).write_text("#!/bin/sh\nexit 1\n")
+    (tools / failing).chmod(0o755)
+    with pytest.raises(AssertionError):
+        check("sh", folder / "setup.sh", environment=dict(os.environ) | {"PATH": f"{tools}:{os.environ['PATH']}"})
+    assert not (folder / "made").exists()
+    check("sh", folder / "setup.sh")
+    assert {"clusterports.toml", "grafana", "grafana-password", "passwords", "prometheus", "token", "valkey"} == {
+        path.name for path in (folder / "made").iterdir()
+    }
+    assert not (folder / "made.new").exists()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "deploy/compose/made/token",
+        "deploy/compose/made.new/token",
+        "deploy/compose/.env",
+        "deploy/kubernetes/secret/token",
+    ],
+)
 def test_not_in_git(made: str) -> None:
     """What has a secret, or is of one machine, does not get into the repository."""
     done = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", made], check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,19 @@ def test_network(objects: dict[tuple[str, str], Any]) -> None:
     assert {53, 6379} == {port["port"] for rule in policies["store"]["egress"] for port in rule["ports"]}
 
 
+def test_node_dns(objects: dict[tuple[str, str], Any], tmp_path: Path) -> None:
+    """With the # away a DNS of each node may be asked as well, and nothing else changes."""
+    text = re.sub(
+        r"^( *)# (- ipBlock|    cidr)", r"\1\2", (FOLDER / "network.yaml").read_text("utf-8"), flags=re.MULTILINE
+    )
+    (tmp_path / "network.yaml").write_text(text)
+    check("kubernetes-validate", "--strict", tmp_path / "network.yaml")
+    policies = {one["metadata"]["name"]: one["spec"] for one in documents(tmp_path / "network.yaml")}
+    dns = policies["store"]["egress"][1]["to"]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} == dns.pop()
+    assert {name: objects["NetworkPolicy", name]["spec"] for name in policies} == policies
+
+
 def test_monitoring(objects: dict[tuple[str, str], Any]) -> None:
     """For Prometheus' operator: the same rules, and the same scrape. Of its resources there is no schema to be had."""
     rules, monitor = yaml.safe_load_all(check("kubectl", "kustomize", FOLDER / "monitoring"))
@@ -145,6 +159,8 @@ def test_monitoring(objects: dict[tuple[str, str], Any]) -> None:
     service = objects["Service", "exporter"]
     assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    job = service["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    assert config["scrape_configs"][0]["job_name"] == job
     assert (config["global"]["scrape_interval"], config["scrape_configs"][0]["scrape_timeout"]) == (
         endpoint["interval"],
         endpoint["scrapeTimeout"],

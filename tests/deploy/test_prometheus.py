@@ -48,6 +48,12 @@ def test_rules() -> None:
         pytest.param(r"= 0\.9 < 1", "= 0.91 < 1", {"ClusterportsRangeNearlyFull"}, id="fuller"),
         pytest.param(r"= 0\.9 < 1", "= 0.9", {"ClusterportsRangeNearlyFull"}, id="full as well"),
         pytest.param(r'state!="excluded"', 'state!=""', {"ClusterportsRangeNearlyFull"}, id="with excluded ones"),
+        pytest.param(r" and on \(range\).*", "", {"ClusterportsRangeFull"}, id="of one port"),
+        pytest.param(r"\[1h:5m\]\) >= 3", "[1h:5m]) >= 2", {"ClusterportsLeasesInJeopardy"}, id="late less often"),
+        pytest.param(r"\[1h:5m\]\) >= 3", "[1h:5m]) >= 4", {"ClusterportsLeasesInJeopardy"}, id="late more often"),
+        pytest.param(r"\[1h:5m\]\) >= 3", "[30m:5m]) >= 3", {"ClusterportsLeasesInJeopardy"}, id="late lately"),
+        pytest.param(r'\{kind="leases"\}', "", {"ClusterportsReclaimBacklog"}, id="of ports as well"),
+        pytest.param(r'up\{job="clusterports"\}', "up", {"ClusterportsTargetDown"}, id="whatever is down"),
     ],
 )
 def test_rules_are_tested(tmp_path: Path, pattern: str, instead: str, told: set[str]) -> None:
@@ -78,6 +84,14 @@ def test_foreign_names() -> None:
     assert {"clusterports_portz"} == foreign_to_us("sum by (host) (clusterports_portz)")
     assert {"hots"} == foreign_to_us("sum by (hots) (clusterports_ports)")
     assert {"kind"} == foreign_to_us('clusterports_ports{kind="leases"}')
+    assert {"host"} == foreign_to_us('up{host="a"}')
+
+
+def test_job() -> None:
+    """The alert on those that do not answer asks for the job as the configuration has it."""
+    (config,) = documents(FOLDER / "prometheus.yml")
+    (job,) = config["scrape_configs"]
+    assert f'up{{job="{job["job_name"]}"}} == 0' == ALERTS["ClusterportsTargetDown"]["expr"]
 
 
 def test_queries_parse(tmp_path: Path) -> None:
