@@ -309,8 +309,7 @@ class Subscription(AsyncWatch):
             if await pubsub.get_message(timeout=seconds) is None:  # the confirmation
                 raise redis_errors.TimeoutError("no answer to SUBSCRIBE")
         except BaseException:
-            await pubsub.aclose()  # async-only
-            # sync-only: pubsub.close()
+            await cls(pubsub).close()
             raise
         return cls(pubsub)
 
@@ -329,6 +328,8 @@ class Subscription(AsyncWatch):
     async def close(self) -> None:
         await self._pubsub.aclose()  # async-only
         # sync-only: self._pubsub.close()
+        # A connection that was cut short in its handshake is nobody's, and open: the pool has it, which is our own.
+        await self._pubsub.connection_pool.disconnect()
 
 
 def _own_class(connection_class: Any) -> Any:  # async-only

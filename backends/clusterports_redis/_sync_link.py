@@ -308,7 +308,7 @@ class Subscription(Watch):
             if pubsub.get_message(timeout=seconds) is None:  # the confirmation
                 raise redis_errors.TimeoutError("no answer to SUBSCRIBE")
         except BaseException:
-            pubsub.close()
+            cls(pubsub).close()
             raise
         return cls(pubsub)
 
@@ -326,6 +326,8 @@ class Subscription(Watch):
 
     def close(self) -> None:
         self._pubsub.close()
+        # A connection that was cut short in its handshake is nobody's, and open: the pool has it, which is our own.
+        self._pubsub.connection_pool.disconnect()
 
 
 def session(call: Callable[..., Any]) -> str:

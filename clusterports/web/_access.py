@@ -19,7 +19,7 @@ __all__ = ["Access", "check_token", "is_loopback_name"]
 SHORTEST, LONGEST = 16, 1024
 """Characters of a token."""
 
-SESSION = 7 * 86_400
+SESSION = 12 * 3600
 """Seconds for which a browser stays logged in."""
 
 PENALTY = 0.5

@@ -7,6 +7,7 @@ import hashlib
 import json
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,7 @@ from clusterports.errors import BackendError, ConfigurationError
 from clusterports.ranges import MAX_PORT
 
 from ._access import SESSION, Access, is_loopback_name
-from ._cluster import Body, Cluster
+from ._cluster import Body, Busy, Cluster, in_thread
 from ._map import SCHEMA, as_json, search
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ BEAT = 15.0
 """Seconds between signs of life, when nothing happens."""
 
 SLOW = 20.0
-"""Seconds for which a browser may not take what it is sent."""
+"""Seconds in which a form has to come."""
 
 RETRY = 3000
 """Milliseconds after which a browser comes again."""
@@ -187,6 +188,7 @@ class _Page:
                 HTTPException: _no_such_thing,
                 ConfigurationError: _bad_value,
                 BackendError: _unavailable,
+                Busy: _busy,
             },
             lifespan=self._lifespan,
         )
@@ -243,7 +245,7 @@ class _Page:
 
     async def _metrics(self, request: Request) -> Response:
         if self._scrape is None or self._scrape.done():  # those who ask meanwhile share it
-            self._scrape = asyncio.create_task(self.cluster.thread(self._collect))
+            self._scrape = asyncio.create_task(in_thread(self._collect))
         return await self._answer(request, *await asyncio.shield(self._scrape))
 
     def _collect(self) -> tuple[Body, str]:
@@ -263,25 +265,29 @@ class _Page:
 
     async def _status(self, request: Request) -> Response:
         query = _query(request, "host", "range")
-        if not query and self.cluster.only is None:
-            return await self._answer(request, await self.cluster.status())
-        status = await self.cluster.thread(self._part, query.get("host"), query.get("range"))
-        return await self._answer(request, Body(status))
+        host, range = query.get("host", self.cluster.only), query.get("range")
+        if host is not None:
+            body = await self.cluster.ask(partial(self._part, host, range))
+        elif range is not None:
+            body = await self.cluster.of_range(range)
+        else:
+            body = await self.cluster.status()
+        return await self._answer(request, body)
 
     # ``host=``, with nothing after it: the ports that are unique in the whole cluster.
-    def _part(self, host: str | None, range: str | None) -> bytes:
+    def _part(self, host: str, range: str | None) -> Body:
         only = self.cluster.only
         if host:
             check_name("host", host)
-        if only is not None and host not in (None, "", only):
+        if only is not None and host not in ("", only):
             raise ConfigurationError(f"host: must be {show(only)}, the only one that is served; got {show(host)}")
-        return as_json(self.cluster.part(only if host is None else host, range).to_dict())
+        return Body(as_json(self.cluster.part(host, range).to_dict()))
 
     async def _search(self, request: Request) -> Response:
         wanted = _query(request, "q").get("q", "").strip()
         if not 1 <= len(wanted) <= LONGEST_SEARCH:
             raise ConfigurationError(f"q: must be text of 1 to {LONGEST_SEARCH} characters; got {len(wanted)}")
-        found = await self.cluster.thread(search, self.cluster.hosts(), wanted, HITS)
+        found = await self.cluster.work(partial(search, self.cluster.hosts(), wanted, HITS))
         return await self._answer(request, Body(as_json(found)))
 
     async def _events(self, request: Request) -> Response:
@@ -308,7 +314,7 @@ class _Page:
         headers = {"Vary": "Accept-Encoding"}
         content = body.plain
         if len(content) >= PACKED and _takes_gzip(request):
-            content = await self.cluster.thread(body.packed)
+            content = await self.cluster.work(body.packed)
             headers["Content-Encoding"] = "gzip"
         return Response(content, media_type=kind, headers=headers)
 
@@ -321,38 +327,40 @@ class _Page:
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
         id = request.headers.get("last-event-id", query.get("id", ""))
-        return _Live(self._news(id), media_type="text/event-stream")
+        self._live += 1
+        return _Live(self._news(id), self._leaves)
+
+    def _leaves(self) -> None:
+        self._live -= 1
 
     async def _news(self, id: str) -> AsyncIterator[str]:
         """Who is slow gets less often, but all of, what changed: there is no queue that could grow."""
-        self._live += 1
-        try:
-            ends = asyncio.get_running_loop().time() + LIFE
-            yield f"retry: {RETRY}\n\n"
-            while not self.cluster.closed and asyncio.get_running_loop().time() < ends:
-                now = self.cluster.id
-                changes, events = self.cluster.since(id)
-                for event in events:
-                    yield _sse("event", event)
-                if changes is not None:
-                    yield _sse("map", changes, now)
-                    id = now
-                elif not await self.cluster.news(BEAT):
-                    yield ": all is quiet\n\n"
-        finally:
-            self._live -= 1
+        ends = asyncio.get_running_loop().time() + LIFE
+        yield f"retry: {RETRY}\n\n"
+        while not self.cluster.closed and asyncio.get_running_loop().time() < ends:
+            now = self.cluster.id
+            changes, events = self.cluster.since(id)
+            for event in events:
+                yield _sse("event", event)
+            if changes is not None:
+                yield _sse("map", changes, now)
+                id = now
+            elif not await self.cluster.news(BEAT):
+                yield _sse("beat", {})
 
 
 class _Live(StreamingResponse):
-    """Ends when the other side takes nothing for too long."""
+    """``ended`` is called when nobody follows any more, also when it never came to that."""
+
+    def __init__(self, news: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(news, media_type="text/event-stream")
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def in_time(message: Message) -> None:
-            async with asyncio.timeout(SLOW):
-                await send(message)
-
-        with suppress(TimeoutError):
-            await super().__call__(scope, receive, in_time)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 def _sse(kind: str, document: dict[str, Any], id: str = "") -> str:
@@ -445,6 +453,11 @@ async def _bad_value(_: Request, error: Exception) -> Response:
 
 async def _unavailable(_: Request, error: Exception) -> Response:
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, f"store: {error}")
+
+
+async def _busy(_: Request, __: Exception) -> Response:
+    told = "store: is asked for too much at the moment; ask again later"
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, told, {"Retry-After": "2"})
 
 
 async def _no_such_thing(_: Request, error: Exception) -> Response:

@@ -10,27 +10,29 @@ from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from threading import Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from clusterports._names import CLUSTER_SPACE, check_name, host_space
+from clusterports._sync.events import EventLog
 from clusterports.errors import BackendError
+from clusterports.events import EventFilter
 from clusterports.status import ClusterStatus
 
-from ._map import COLUMNS, SCHEMA, Row, as_json, in_jeopardy, range_document, rows
+from ._map import COLUMNS, SCHEMA, Row, as_json, in_jeopardy, only_range, range_document, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from clusterports._sync.allocator import PortAllocator
-    from clusterports._sync.events import EventLog
     from clusterports.abc import Backend
     from clusterports.events import PortEvent
     from clusterports.ranges import PortRange
     from clusterports.status import HostStatus
 
-__all__ = ["Body", "Cluster"]
+__all__ = ["Body", "Busy", "Cluster", "in_thread"]
 
 logger = logging.getLogger("clusterports")
 
@@ -51,8 +53,18 @@ MANY = 100
 KEPT = 1000
 """Events, and names of hosts that are gone, for those who were away for a moment."""
 
-READERS = 8
-"""Reads of the store at the same time."""
+READERS, WIDE = 8, 2
+"""Reads of the store at the same time, of those that only one asks for; those of all hosts."""
+
+ASKING = 40
+"""Those who ask for such reads at the same time, and wait; who comes then is sent away."""
+
+WORKERS = 4
+"""What else is done in threads at the same time."""
+
+
+class Busy(Exception):
+    """So many ask that one more is to come again."""
 
 
 class Body:
@@ -69,12 +81,16 @@ class Body:
 
 
 class Read(NamedTuple):
-    """What a read of the store found. ``took``: seconds; ``ended``: by the monotonic clock."""
+    """What a read of the store found. ``began`` and ``ended``: by the monotonic clock, in seconds."""
 
     cluster: ClusterStatus
     jeopardy: dict[str, int]
-    took: float
+    began: float
     ended: float
+
+    @property
+    def took(self) -> float:
+        return self.ended - self.began
 
 
 class Cluster:
@@ -100,15 +116,22 @@ class Cluster:
         self.only = None if only is None else check_name("host", only)
         self._every = every
         self._boot = os.urandom(4).hex()
-        self._slots = asyncio.Semaphore(READERS)
+        self._readers, self._wide = asyncio.Semaphore(READERS), asyncio.Semaphore(WIDE)
+        self._workers = asyncio.Semaphore(WORKERS)
+        self._asking = 0
 
         self._hosts: dict[str, HostStatus] = {}
         self._rows: dict[str, Row] = {}
         self._unreadable: dict[str, str] = {}
+        # When the read began that what is shown of a host comes from: what an earlier one found is older.
+        self._as_of: dict[str, float] = {}
         self._read_at: datetime | None = None
-        self._seen = -float("inf")
+        self._all_read_at: datetime | None = None
+        self._seen = -inf
         self._pause = every
         self._trouble = ""
+        self._log_trouble = ""
+        self._follows = False
         self._since = datetime.now(UTC)
 
         # A row, a host that is gone and an event know the version of the whole with which they came.
@@ -130,27 +153,25 @@ class Cluster:
     async def follow(self) -> None:
         """Read, for ever."""
         log = self._allocator.event_log(limit=1, host=self.only)
-        begun = False
+        told = False
         while True:
             # Whether the store is away, only this says: a log may be damaged alone. Whatever it is, this goes on.
             with suppress(Exception):
                 await self.whole()
-                if not begun:
-                    await self.thread(log.read)
-                    begun = True
-                    continue  # with what came between the two
-            until = monotonic() + (self._pause if begun and not self._trouble else AWAY)
-            pause = FOLLOW
+            if self._trouble:
+                self._log_trouble = ""
+            elif self._log_trouble and not told:
+                logger.warning("the events cannot be read, so changes show late: %s", self._log_trouble)
+            told = bool(self._log_trouble)
+            until = monotonic() + (AWAY if self._trouble else self._pause)
+            pause = FOLLOW if self._follows or self._trouble or told else 0.0
             while (left := until - monotonic()) > 0:
                 await asyncio.sleep(min(left, pause))
-                if self._trouble or not begun:
+                if self._trouble:
+                    pause = FOLLOW
                     continue
                 start = monotonic()
-                try:
-                    if await self._catch_up(log):
-                        break
-                except Exception:  # noqa: BLE001
-                    break
+                until = min(until, await self._catch_up(log))
                 pause = max(FOLLOW, (monotonic() - start) / SHARE)
 
     async def whole(self) -> Read:
@@ -170,38 +191,67 @@ class Cluster:
             return last
         return await self.whole()
 
-    async def thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """What the function gives, called in a thread that does not keep the process from ending."""
-        await self._slots.acquire()
-        return await _thread(partial(function, *args, **kwargs), self._slots.release)
+    async def work(self, function: Callable[[], T]) -> T:
+        """What the function gives, which does not read the store, called in a thread."""
+        return await _in_turn(function, self._workers)
+
+    async def ask(self, function: Callable[[], T], wide: bool = False) -> T:
+        """What the function reads of the store for one who asks; ``wide``: of all hosts.
+
+        :raises Busy: too many ask.
+        """
+        if self._asking >= ASKING:
+            raise Busy
+        self._asking += 1
+        try:
+            return await _in_turn(function, self._wide if wide else self._readers)
+        finally:
+            self._asking -= 1
 
     async def _read_all(self) -> Read:
         try:
-            read = await self.thread(self._read, None)
+            read = await in_thread(partial(self._read, None))
         except Exception as error:
             self._is_away(error)
             raise
         self._last = read
         self._pause = max(self._every, read.took / SHARE)
-        gone = set(self._rows) - {host.host for host in read.cluster.hosts}
-        self._take(read, gone, set(self._unreadable))
+        self._all_read_at = read.cluster.generated_at
+        self._take(read, {*self._rows, *self._unreadable})
         return read
 
-    async def _catch_up(self, log: EventLog) -> bool:
-        """Read what the log says has changed. Whether that is so much that everything is to be read instead."""
-        events = await self.thread(log.read)
+    def _soonest(self) -> float:
+        """When everything may be read again, out of turn."""
+        return 0.0 if self._last is None else self._last.ended + self._last.took / SHARE
+
+    async def _catch_up(self, log: EventLog) -> float:
+        """Read what the log says has changed. When, by the monotonic clock, everything is to be read at the latest."""
+        had_trouble = bool(self._log_trouble)
+        try:
+            events = await in_thread(log.read)
+        except Exception as error:  # noqa: BLE001
+            self._log_trouble = _told(error)
+            # Whether it is the store that is away, the read of everything says.
+            return inf if had_trouble else self._soonest()
         self._seen = monotonic()
+        self._log_trouble = ""
+        if not self._follows:
+            self._follows = True
+            return 0.0  # with what came before the log was followed
         if not events:
-            return False
+            return inf
         hosts = {event.host for event in events}
         self._events.extend((self._version + 1, event.to_dict()) for event in events)
         if len(hosts) > MANY:
             self._bump()
-            return True
+            return self._soonest()
         spaces = [CLUSTER_SPACE, *(host_space(host) for host in sorted(hosts) if host)]
-        read = await self.thread(self._read, spaces)
-        self._take(read, set(), hosts & set(self._unreadable))
-        return False
+        try:
+            read = await in_thread(partial(self._read, spaces))
+        except Exception:  # noqa: BLE001
+            return self._soonest()
+        self._take(read)
+        return inf
 
     def _read(self, spaces: list[str] | None) -> Read:
         began = monotonic()
@@ -217,24 +267,38 @@ class Cluster:
             generated_at=datetime.now(UTC),
         )
         ended = monotonic()
-        return Read(cluster, in_jeopardy(spaces, views), ended - began, ended)
+        return Read(cluster, in_jeopardy(spaces, views), began, ended)
 
-    def _take(self, read: Read, gone: set[str], healed: set[str]) -> None:
-        """Make it the state that is shown. ``gone``: hosts that are there no more; ``healed``: perhaps readable now."""
+    def _take(self, read: Read, known: set[str] | None = None) -> None:
+        """Make it the state that is shown, but for hosts that were read later. ``known``, after a read of everything:
+        the hosts that are gone unless it found them.
+        """
         version = self._version + 1
-        for host in healed:
-            del self._unreadable[host]
-        for one in read.cluster.unreadable:
-            self._unreadable[one.host] = one.error
-        for host in gone:
-            del self._rows[host], self._hosts[host], self._changed[host]
-            self._gone[host] = version
-        for status, row in zip(read.cluster.hosts, rows(read.cluster, read.jeopardy), strict=True):
-            self._hosts[row.host] = status
-            if self._rows.get(row.host) != row:
-                self._rows[row.host] = row
-                self._changed[row.host] = version
-                self._gone.pop(row.host, None)
+        found = {
+            row.host: (status, row)
+            for status, row in zip(read.cluster.hosts, rows(read.cluster, read.jeopardy), strict=True)
+            # An event names the host where a port is bound, which for one of the whole cluster may have no space.
+            if known is not None or row.host in self._rows or status.leases or status.ports
+        }
+        damaged = {one.host: one.error for one in read.cluster.unreadable}
+        for host in {*found, *damaged, *(known or ())}:
+            if read.began < self._as_of.get(host, read.began):
+                continue
+            self._as_of[host] = read.began
+            self._unreadable.pop(host, None)
+            if host in damaged:
+                self._unreadable[host] = damaged[host]
+            if host in found:
+                self._hosts[host], row = found[host]
+                if self._rows.get(host) != row:
+                    self._rows[host] = row
+                    self._changed[host] = version
+                    self._gone.pop(host, None)
+            elif host in self._rows:
+                del self._rows[host], self._hosts[host], self._changed[host]
+                self._gone[host] = version
+        if known is not None:
+            self._as_of = {host: began for host, began in self._as_of.items() if began >= read.began}
         if len(self._gone) > KEPT:
             self._gone.clear()
             self._oldest = version
@@ -247,10 +311,9 @@ class Cluster:
 
     def _is_away(self, error: Exception) -> None:
         if not self._trouble:
-            what = str(error) if isinstance(error, BackendError) else f"unexpected {type(error).__name__}: {error}"
-            logger.warning("the store cannot be read: %s", what)
+            self._trouble = _told(error)
+            logger.warning("the store cannot be read: %s", self._trouble)
             self._since = datetime.now(UTC)
-            self._trouble = what
             self._bump()
 
     def _bump(self) -> None:
@@ -266,9 +329,10 @@ class Cluster:
         return not self._trouble and monotonic() - self._seen < 3 * self._pause
 
     def head(self) -> dict[str, Any]:
-        """The state of the store, and as of when the map is."""
+        """The state of the store, and as of when the map is; ``all_read_at``: all of it, not only what changed."""
         return {
-            "generated_at": None if self._read_at is None else _iso(self._read_at),
+            "generated_at": _iso(self._read_at),
+            "all_read_at": _iso(self._all_read_at),
             "store": {"readable": not self._trouble, "since": _iso(self._since), "error": self._trouble},
             "unreadable": [{"host": host, "error": text} for host, text in sorted(self._unreadable.items())],
         }
@@ -291,20 +355,25 @@ class Cluster:
         """``/api/status`` of everything."""
         read = await self.recent()
         if self._status is None or self._status[0] is not read:
-            made = asyncio.ensure_future(self.thread(lambda: Body(as_json(read.cluster.to_dict()))))
+            made = asyncio.ensure_future(self.work(lambda: Body(as_json(read.cluster.to_dict()))))
             self._status = read, made
         return await asyncio.shield(self._status[1])
 
-    def part(self, host: str | None, range: str | None) -> ClusterStatus:
-        """Read now, as ``status`` does; with "" for the host, of the cluster's ports only. Blocks.
+    async def of_range(self, range: str) -> Body:
+        """``/api/status`` of a range, on all hosts.
+
+        :raises ConfigurationError: there is no such range.
+        """
+        read = await self.recent()
+        return await self.work(lambda: Body(as_json(only_range(read.cluster, range).to_dict())))
+
+    def part(self, host: str, range: str | None) -> ClusterStatus:
+        """A host read now, as ``status`` does; with "", the cluster's ports only. Blocks.
 
         :raises ConfigurationError: there is no such range.
         :raises BackendError: the store is away.
         """
-        if host is None:
-            spaces = self.backend.spaces()
-        else:
-            spaces = [CLUSTER_SPACE, host_space(host)] if host else [CLUSTER_SPACE]
+        spaces = [CLUSTER_SPACE, host_space(host)] if host else [CLUSTER_SPACE]
         return ClusterStatus.build(
             names=spaces,
             views=self.backend.read(spaces),
@@ -317,7 +386,12 @@ class Cluster:
 
     async def events(self, **wanted: Any) -> list[PortEvent]:
         """Those that are wanted, as :meth:`PortAllocator.events` has them."""
-        return await self.thread(self._allocator.events, **wanted)
+        everywhere = wanted["host"] is None
+        if everywhere and any(one.name == wanted.get("range") and one.scope == "cluster" for one in self.ranges):
+            limit = wanted.pop("limit")
+            log = EventLog(cast("Backend", _ClusterSpace(self.backend)), EventFilter(**wanted), limit)
+            return await self.ask(log.read)
+        return await self.ask(partial(self._allocator.events, **wanted), everywhere)
 
     def hosts(self) -> list[HostStatus]:
         """As they were last read, by name."""
@@ -364,8 +438,25 @@ class Cluster:
         return {"all": False, "hosts": changed, "gone": gone} | self.head(), events
 
 
-async def _thread(function: Callable[[], T], ended: Callable[[], None]) -> T:
-    """``ended`` is called on the loop when the thread is done, also when nobody waits for it any more."""
+class _ClusterSpace:
+    """A store as if it had the space of the cluster only."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.events = backend.events
+
+    def spaces(self) -> list[str]:
+        return [CLUSTER_SPACE]
+
+
+async def _in_turn(function: Callable[[], T], slots: asyncio.Semaphore) -> T:
+    await slots.acquire()
+    return await in_thread(function, slots.release)
+
+
+async def in_thread(function: Callable[[], T], ended: Callable[[], None] = lambda: None) -> T:
+    """What the function gives, called in a thread that does not keep the process from ending. ``ended`` is called on
+    the loop when the thread is done, also when nobody waits for it any more.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -392,5 +483,9 @@ async def _thread(function: Callable[[], T], ended: Callable[[], None]) -> T:
     return await future
 
 
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds")
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, BackendError) else f"unexpected {type(error).__name__}: {error}"
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="milliseconds")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clusterports._lease import MARGIN
 from clusterports._names import is_cluster_space, is_host_space, space_host
-from clusterports.errors import BackendError
+from clusterports._text import show
+from clusterports.errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from clusterports.ranges import PortRange
     from clusterports.status import ClusterStatus, HostStatus, PortStatus
 
-__all__ = ["COLUMNS", "SCHEMA", "Row", "as_json", "in_jeopardy", "range_document", "rows", "search"]
+__all__ = ["COLUMNS", "SCHEMA", "Row", "as_json", "in_jeopardy", "only_range", "range_document", "rows", "search"]
 
 COLUMNS = ("held", "cooling", "foreign", "free", "excluded")
 """Of the counts of a range on a host, which add up to its size."""
@@ -78,6 +80,24 @@ def in_jeopardy(spaces: Sequence[str], views: Sequence[SpaceView | BackendError]
             host = space_host(space) if is_host_space(space) else ""
             late[host] = late.get(host, 0) + count
     return late
+
+
+def only_range(cluster: ClusterStatus, name: str) -> ClusterStatus:
+    """As :meth:`ClusterStatus.build` makes it for a range.
+
+    :raises ConfigurationError: it is neither configured nor found in the store.
+    """
+    found = {port.range for host in cluster.hosts for port in host.ports if port.range is not None}
+    known = {one.name for one in cluster.ranges} | found
+    if name not in known:
+        raise ConfigurationError(f"range: must be one of {', '.join(sorted(known))}; got {show(name)}")
+    return replace(
+        cluster,
+        hosts=tuple(
+            replace(host, ports=tuple(one for one in host.ports if one.range == name)) for host in cluster.hosts
+        ),
+        ranges=tuple(one for one in cluster.ranges if one.name == name),
+    )
 
 
 def range_document(one: PortRange) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Pictures are kept in the directory that CLUSTERPORTS_SCREENSHOTS names.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from web.conftest import PATIENCE, TOKEN
 
 from clusterports import PortAllocator
+from clusterports_redis._wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     Open = Callable[..., "Browser"]
 
+DASH = "\u2013"
 HOSTILE = "<img src=x onerror=alert(1)>"
 BIDI = "a\u202eexe.gnp\x1b[2J"
 
@@ -281,4 +284,50 @@ def test_store_away(browser: Browser, bare: Command, serve: Serve, tmp_path: Pat
         if (part := Path(f"{away}{name}")).exists():
             part.rename(f"{store}{name}")
     browser.wait(lambda: browser.texts("#state-text")[0].startswith("Live"))
+    assert [] == browser.complaints()
+
+
+def test_damaged(browser: Browser, command: Command, serve: Serve, valkey: servers.ServerStore) -> None:
+    """What cannot be read is not shown as free, neither of a host nor of the whole cluster."""
+    wide = {"CLUSTERPORTS_RANGES__BACKUP__SCOPE": "cluster"}
+    for host in ("kvm-07", "kvm-08"):
+        for name, environment in (("migration", {}), ("backup", wide)):
+            assert 0 == command("acquire", "--range", name, "--host", host, "--ttl", "600", **environment).returncode
+    valkey.client.delete(keys("host:kvm-07")[0], keys("cluster")[0])
+    _, url = serve(command, "--every", "1", **wide)
+    browser.go(url)
+    browser.wait(lambda: browser.texts(HOSTS) == ["kvm-07", "kvm-08"])
+    rows = [browser.texts(f"#map tbody tr:nth-of-type({i}) td") for i in (1, 2)]
+    card = browser.texts(".card.wide")[0]
+
+    assert {DASH, "unreadable"} == set(rows[0])
+    assert DASH not in rows[1]
+    assert (True, False) == ("unreadable" in card, "taken" in card)
+    told = browser.texts("#state-text")[0]
+    assert told.endswith("ago; 1 host cannot be read; the whole cluster's ports cannot be read")
+    assert [] == browser.complaints()
+
+
+def test_silence(browser: Browser, command: Command, serve: Serve, valkey: servers.ServerStore) -> None:
+    """A server that stands still is noticed, and that it goes on; a clock that differs from its clock does no harm."""
+    ahead = "const now = Date.now; Date.now = () => now() + 3600e3;"
+    browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": ahead})
+    process, url = serve(command)
+
+    def is_live() -> bool:
+        return re.fullmatch(r"Live, all read \d+ s ago", browser.texts("#state-text")[0]) is not None
+
+    with ports(valkey, "kvm-07") as taker:
+        browser.go(url)
+        browser.wait(is_live)
+        taker.acquire("backup")
+        browser.wait(lambda: browser.texts(cell("kvm-07")) == ["1/64"])
+        assert is_live()
+        process.send_signal(signal.SIGSTOP)
+        browser.run("const now = performance.now(); performance.now = () => now + 46e3")
+        browser.wait(lambda: browser.texts("#state-text") == ["No connection"])
+        taker.acquire("backup")
+        process.send_signal(signal.SIGCONT)
+        browser.wait(lambda: browser.texts(cell("kvm-07")) == ["2/64"])
+        browser.wait(is_live)
     assert [] == browser.complaints()

@@ -15,6 +15,7 @@ from clusterports.cli._common import as_json
 from clusterports.errors import BackendUnavailable, ConfigurationError
 from clusterports.web import check_token
 from clusterports.web._access import Access, is_loopback_name
+from clusterports.web._app import BEAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +61,9 @@ def problem(answer: httpx2.Response) -> tuple[int, str]:
 
 def test_map(page: Site) -> None:
     """The map has each host's counts by range, its leases, and the ports of the whole cluster apart."""
-    page.ports.acquire("backup", count=3)
     page.ports.acquire("gateway")
+    until(lambda: (one := row(page, "")) and one["ranges"] == {"gateway": [1, 0, 0, 3, 0]})
+    page.ports.acquire("backup", count=3)
     (held,) = until(lambda: (one := row(page)) and one["ranges"].get("backup") == [3, 0, 0, 5, 0] and [one])
     document = page.client.get("/api/map").json()
     (wide,) = [one for one in document["hosts"] if one["host"] == ""]
@@ -178,6 +180,16 @@ def test_one_host_only(memory: servers.MemoryStore) -> None:
             assert (400, message) == problem(page.client.get(path))
 
 
+def test_too_many_ask(page: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is sent away because too many ask is told to come again; the map is there all the same."""
+    monkeypatch.setattr("clusterports.web._cluster.ASKING", 0)
+    for path in ("/api/events", "/api/status?host=h"):
+        answer = page.client.get(path)
+        assert (503, "store: is asked for too much at the moment; ask again later") == problem(answer)
+        assert "2" == answer.headers["retry-after"]
+    assert [200, 200] == [page.client.get(path).status_code for path in ("/api/map", "/api/status")]
+
+
 def test_compressed(page: Site) -> None:
     """Who takes gzip gets the same, compressed; who does not, does not."""
     page.ports.acquire("backup", count=8)
@@ -278,6 +290,11 @@ def test_nothing_inline_and_nothing_of_others(page: Site) -> None:
     assert [] == re.findall(r"(?:https?:)?//[a-z]+\.[a-z]+|@import", html + script + style)
 
 
+def test_silence_is_longer_than_a_beat(page: Site) -> None:
+    """A browser waits for three signs of life before it takes the server for gone."""
+    assert f"const SILENCE = {3000 * BEAT:.0f};" in page.client.get("/static/app.js").text
+
+
 # ---------------------------------------------------------------------- who may look
 
 
@@ -326,7 +343,7 @@ def test_login_and_logout(guarded: Site) -> None:
     assert "set-cookie" not in wrong.headers
     assert "guess" not in wrong.text
     assert (303, "/") == (right.status_code, right.headers["location"])
-    assert re.fullmatch(r"clusterports_\w{8}=\d+\.\w{64}; HttpOnly; Max-Age=604800; Path=/; SameSite=strict", cookie)
+    assert re.fullmatch(r"clusterports_\w{8}=\d+\.\w{64}; HttpOnly; Max-Age=43200; Path=/; SameSite=strict", cookie)
     assert TOKEN not in cookie
     assert (200, True, 200) == (inside.status_code, 'id="map"' in inside.text, map_.status_code)
     assert (303, "/") == (out.status_code, out.headers["location"])
@@ -350,12 +367,12 @@ def test_long_form(guarded: Site) -> None:
 
 
 def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session is good for a week, and not for another token."""
+    """A session is good for twelve hours, and not for another token."""
     access = Access(TOKEN)
     session = access.session()
     seen = [access.is_session(session), Access(TOKEN[::-1]).is_session(session), access.is_session(f"9{session}")]
     now = time.time()
-    monkeypatch.setattr("clusterports.web._access.time.time", lambda: now + 7 * 86_400 + 1)
+    monkeypatch.setattr("clusterports.web._access.time.time", lambda: now + 12 * 3600 + 1)
 
     assert [True, False, False, False] == [*seen, access.is_session(session)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,14 +14,16 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import missing
 from web.conftest import PATIENCE, TOKEN
 
+from clusterports.web import check_token
+
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Self
 
     import servers
@@ -274,6 +277,21 @@ def test_no_version_of_the_server(bare: Command, serve: Serve) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"\nserver:" not in answer.lower()
     assert (0, "", "") == ended(process)
+
+
+def test_token_of_the_readme(tmp_path: Path) -> None:
+    """What the README does with the token shows it to nobody else: neither the files, nor what a command is given."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    block = next(one for one in re.findall(r"^```sh\n(.*?)```", readme, re.MULTILINE | re.DOTALL) if "web-token" in one)
+    lines = block.splitlines()
+    for line in lines[:2]:
+        subprocess.run(["sh", "-c", f"umask 022; {line}"], cwd=tmp_path, check=True)
+    token = (tmp_path / "web-token").read_text().strip()
+
+    assert f"Authorization: Bearer {check_token(token)}\n" == (tmp_path / "web-header").read_text()
+    assert {0o600} == {one.stat().st_mode & 0o777 for one in tmp_path.iterdir()}
+    assert ["clusterports serve", "curl --header @web-header"] == [" ".join(lines[2].split()[:2]), lines[3][:25]]
+    assert [] == [line for line in lines[2:] if "$" in line]
 
 
 # ---------------------------------------------------------------------- what is refused at the start

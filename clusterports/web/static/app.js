@@ -7,6 +7,8 @@ const CHUNK = 64; // numbers of a large range that are drawn together
 const SMALL = 1024; // a range of so many numbers is drawn whole
 const LONGEST = 200; // characters of a text in a table
 const MOST_CHUNKS = 24;
+const SILENCE = 45000; // ms without a sign of life, of which there is one every 15 s, after which nobody is there
+const PATIENCE = 30000; // ms for an answer
 
 // ---------------------------------------------------------------- text
 
@@ -74,7 +76,11 @@ const state = {
   rows: new Map(), // by host, as the server sent them
   store: { readable: true, since: "", error: "" },
   unreadable: new Map(),
-  seen: null, // when, by our clock, the map was as it is shown
+  ahead: 0, // ms by which our clock is ahead of the server's
+  seen: null, // when, by the server's clock, the map was as it is shown
+  allSeen: null, // when all of it was read, not only what changed
+  heard: 0, // when something came of those that follow
+  source: null,
   connected: true,
   id: "",
 };
@@ -85,6 +91,8 @@ const counts = (range, host) => {
   const taken = held + cooling + foreign;
   return { held, cooling, foreign, free, excluded, taken, usable: taken + free, size: range.size };
 };
+
+const isUnknown = (host) => state.unreadable.has(host) && !state.rows.has(host);
 
 const fullness = (c) => (c.usable ? c.taken / c.usable : 0);
 
@@ -144,12 +152,20 @@ function patchRow(entry) {
   const row = state.rows.get(entry.host);
   entry.full = 0;
   table.columns.forEach((range, i) => {
+    const unknown = isUnknown(entry.host);
     const c = counts(range, entry.host);
-    entry.full = Math.max(entry.full, fullness(c));
-    const text = told(c);
+    if (!unknown) entry.full = Math.max(entry.full, fullness(c));
+    const text = unknown ? "cannot be read" : told(c);
     if (entry.told[i] === text) return;
     entry.told[i] = text;
     const cell = entry.cells[i];
+    if (unknown) {
+      cell.className = "";
+      cell.title = `${show(range.name)}: ${text}`;
+      cell.removeAttribute("style");
+      cell.replaceChildren("–");
+      return;
+    }
     const kind = level(c);
     cell.className = kind;
     cell.title = `${show(range.name)}: ${text}`;
@@ -254,6 +270,7 @@ function drawRanges() {
   const hosts = [...state.rows.keys()].filter((host) => host !== "");
   const cards = state.ranges.map((range) => {
     const wide = range.scope === "cluster";
+    const unknown = wide && isUnknown("");
     const sum = { held: 0, cooling: 0, foreign: 0, free: 0, excluded: 0, taken: 0, usable: 0, size: 0 };
     let fullest = null;
     for (const host of wide ? [""] : hosts) {
@@ -262,7 +279,7 @@ function drawRanges() {
       if (fullest === null || fullness(c) > fullness(fullest.c)) fullest = { host, c };
     }
     const bar = h("div", { class: "bar" });
-    setBar(bar, { ...sum, size: sum.size || 1 });
+    if (!unknown) setBar(bar, { ...sum, size: sum.size || 1 });
     const where = wide ? "once in the whole cluster" : `on each of ${some(hosts.length, "host")}`;
     const title = wide ? h("a", { href: link("") }, name(range.name)) : name(range.name);
     const card = h(
@@ -271,7 +288,9 @@ function drawRanges() {
       h("h3", {}, title, " ", h("small", {}, `${range.first}–${range.last}`)),
       h("p", { class: "muted" }, where),
       bar,
-      h("p", {}, h("b", {}, `${number(sum.taken)}/${number(sum.usable)}`), ` taken${others(sum)}`),
+      unknown
+        ? h("p", {}, h("b", { class: "bad" }, "unreadable"))
+        : h("p", {}, h("b", {}, `${number(sum.taken)}/${number(sum.usable)}`), ` taken${others(sum)}`),
     );
     if (!wide && fullest && fullest.c.taken) {
       const end = fullest.c.free === 0 ? " full" : "";
@@ -288,7 +307,8 @@ function drawRanges() {
 // ---------------------------------------------------------------- the header
 
 function drawState() {
-  const { store, connected, seen } = state;
+  const { store, connected, ahead, unreadable } = state;
+  const seen = state.seen === null ? null : state.seen + ahead;
   let kind = "live";
   let text = "Reading the store…";
   let banner = "";
@@ -297,10 +317,13 @@ function drawState() {
     [kind, text] = ["away", "No connection"];
     banner = `The server of this page does not answer; ${shown}.`;
   } else if (!store.readable) {
-    [kind, text] = ["away", `Store away since ${clock(store.since)}`];
-    banner = `The store cannot be read since ${moment(store.since)}; ${shown}. ${show(store.error, 500)}`;
+    [kind, text] = ["away", `Store away since ${clock(Date.parse(store.since) + ahead)}`];
+    banner = `The store cannot be read since ${moment(Date.parse(store.since) + ahead)}; ${shown}. ${show(store.error, 500)}`;
   } else if (seen !== null) {
-    text = `Live, all read ${span(Math.max(0, (Date.now() - seen) / 1000))} ago`;
+    text = `Live, all read ${span(Math.max(0, (Date.now() - ahead - state.allSeen) / 1000))} ago`;
+    const count = unreadable.size - unreadable.has("");
+    if (count) text += `; ${some(count, "host")} cannot be read`;
+    if (unreadable.has("")) text += "; the whole cluster's ports cannot be read";
   }
   if ($("state").dataset.kind !== kind) {
     if ($("state").dataset.kind) setText($("news"), kind === "away" ? banner : "Live again.");
@@ -319,7 +342,7 @@ const view = { host: null, port: null, document: null, got: 0, events: [], more:
 const MOVING = new Set(["generated_at", "expires_in_s", "free_in_s", "recovering_s", "since"]);
 
 async function fetchJson(path) {
-  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  const answer = await fetch(path, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(PATIENCE) });
   if (answer.status === 401) {
     location.reload();
     await new Promise(() => {}); // until the login page is there
@@ -632,18 +655,19 @@ function listenToSearch() {
 // ---------------------------------------------------------------- live
 
 /** What of a change is about the store as a whole. */
-function takeHead(content, now) {
+function takeHead(content) {
   state.store = content.store;
   const before = [...state.unreadable.keys()];
   state.unreadable = new Map(content.unreadable.map((one) => [one.host, one.error]));
-  if (content.generated_at) state.seen = Date.parse(content.generated_at) + (Date.now() - now);
+  if (content.generated_at) state.seen = Date.parse(content.generated_at);
+  if (content.all_read_at) state.allSeen = Date.parse(content.all_read_at);
   return [...new Set([...before, ...state.unreadable.keys()])];
 }
 
-function takeMap(content, gone, now) {
+function takeMap(content, gone) {
   for (const host of gone) state.rows.delete(host);
   for (const row of content.hosts) state.rows.set(row.host, row);
-  const touched = new Set([...content.hosts.map((row) => row.host), ...takeHead(content, now)]);
+  const touched = new Set([...content.hosts.map((row) => row.host), ...takeHead(content)]);
   const vanished = [...table.rows.keys()].filter((host) => !state.rows.has(host) && !state.unreadable.has(host));
   if (touched.size || vanished.length) patchMap([...touched].filter((host) => state.rows.has(host) || state.unreadable.has(host)), vanished);
   drawState();
@@ -656,9 +680,10 @@ async function start() {
     state.connected = true;
     state.ranges = content.ranges;
     state.id = content.id;
+    state.ahead = date ? Date.now() - Date.parse(date) : 0;
     if (!table.columns.length) drawHead();
     const known = new Set(content.hosts.map((row) => row.host));
-    takeMap(content, [...state.rows.keys()].filter((host) => !known.has(host)), Date.parse(date) || Date.now());
+    takeMap(content, [...state.rows.keys()].filter((host) => !known.has(host)));
     if (!$("map").dataset.drawn) {
       arrange();
       drawRanges();
@@ -676,28 +701,48 @@ async function start() {
 
 function follow() {
   const source = new EventSource(`/api/stream?${new URLSearchParams({ id: state.id })}`);
+  const hear = () => {
+    state.heard = performance.now();
+  };
+  hear();
+  state.source = source;
   source.addEventListener("open", () => {
+    hear();
     state.connected = true;
     drawState();
   });
   source.addEventListener("error", () => {
     state.connected = false;
     drawState();
-    if (source.readyState === EventSource.CLOSED) setTimeout(start, 3000);
+    if (source.readyState !== EventSource.CLOSED) return;
+    state.source = null;
+    setTimeout(start, 3000);
   });
+  source.addEventListener("beat", hear);
   source.addEventListener("map", (event) => {
+    hear();
     const content = JSON.parse(event.data);
     const known = new Set(content.hosts.map((row) => row.host));
     const gone = content.all ? [...state.rows.keys()].filter((host) => !known.has(host)) : content.gone;
-    takeMap(content, gone, Date.now());
+    takeMap(content, gone);
   });
   source.addEventListener("event", (event) => {
+    hear();
     const content = JSON.parse(event.data);
     if (view.host === null || !isOurs(content)) return;
     view.events.unshift(content);
     view.events.length = Math.min(view.events.length, 1000);
     void loadHost(false);
   });
+}
+
+/** A connection whose other end is gone, or stands still, does not say so. */
+function listen() {
+  if (state.source === null || performance.now() - state.heard < SILENCE) return;
+  state.source.close();
+  state.source = null;
+  state.connected = false;
+  void start();
 }
 
 $("skip").addEventListener("click", (event) => {
@@ -720,6 +765,7 @@ $("map").addEventListener("focusin", (event) => {
 addEventListener("hashchange", route);
 listenToSearch();
 setInterval(() => {
+  listen();
   drawState();
   if (view.host !== null) $("host-view").querySelectorAll(".time").forEach(tick);
 }, 1000);
