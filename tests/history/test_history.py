@@ -54,6 +54,7 @@ from clusterports.errors import BackendError
 from clusterports.ranges import merged
 from clusterports_memory import MemoryBackend
 from clusterports_memory import Store as MemorySpaces
+from clusterports_redis import RedisBackend
 from clusterports_redis._scripts import Scripts
 from clusterports_redis._wire import owner_tag
 
@@ -81,6 +82,8 @@ FORCED: Final = ("held", "held", "held", "cooling", "foreign", "fence", "state")
 STATES: Final[tuple[Literal["held", "cooling", "foreign"], ...]] = ("held", "cooling", "foreign")
 NOBODYS: Final = PortView(1, "tcp", "held", "", "", {}, "", 1, 1, 0, None)
 ALL: Final = 100_000
+KEEPING_ALL: Final = Scripts(clock=servers.VIRTUAL_CLOCK, kept=ALL)
+"""One step of a history may tell more than a log usually keeps."""
 WINDOWS: Final = (0, GRAIN, SECOND, 5 * SECOND, 5 * SECOND, 100 * SECOND)
 
 Step = tuple[Any, ...]
@@ -451,6 +454,8 @@ class Player:
 
     def play(self, steps: Sequence[Step]) -> None:
         subject = self.store.connect(virtual=True) if self.store is not None else None
+        if isinstance(subject, RedisBackend) and subject._scripts.kept:
+            subject._scripts = KEEPING_ALL
         try:
             for index, step in enumerate(steps):
                 try:

@@ -59,7 +59,7 @@ class SqlitePlayer(Player):
         self.clock = store.clock
         self.modelled = LocalModel(lambda: self.clock.now, patient=patient)
         self.model = MemoryBackend(self.modelled)
-        self.subjects = [store.connect(virtual=True, alive=alive) for _ in range(2)]
+        self.subjects = [store.connect(virtual=True, alive=alive, events=ALL) for _ in range(2)]
         self.steps = 0
 
     def play_all(self, seed: int, steps: int) -> None:
