@@ -40,13 +40,11 @@ def brief_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
-def is_repeated(event: Event, latest: Iterable[tuple[int, Event | None]], now: int) -> bool:
-    """Whether it is a refusal that a log has told a short while ago, whoever was refused. ``latest``: its events, with
-    their times, the last one first; None: not an event.
+def is_repeated(refusal: Event, latest: Iterable[tuple[int, Event | None]], now: int) -> bool:
+    """Whether a log has told this refusal a short while ago, whoever was refused. ``latest``: its events, with their
+    times, the last one first; None: not an event.
     """
-    if event.kind != "refused":
-        return False
-    about = _refusal(event)
+    about = _refusal(refusal)
     return any(
         one is not None and one.kind == "refused" and now - at < _SOON and _refusal(one) == about
         for at, one in islice(latest, LATEST)
