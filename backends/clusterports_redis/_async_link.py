@@ -44,9 +44,8 @@ class OwnConnections:
     def __init__(self, target: Target) -> None:
         self.where = target.where
         arguments = dict(target.arguments)
-        if arguments.get("connection_class") is not None:  # async-only
-            arguments["connection_class"] = _own_class(arguments["connection_class"])
         self._class = arguments.pop("connection_class", Connection)
+        self._class = _at_once(self._class)  # async-only
         self._arguments = arguments
         self._sentinels = _Sentinels(self._class, target) if target.kind == "sentinel" else None
         self._idle: deque[Any] = deque()
@@ -332,11 +331,24 @@ class Subscription(AsyncWatch):
         await self._pubsub.connection_pool.disconnect()
 
 
-def _own_class(connection_class: Any) -> Any:  # async-only
+class _AtOnce:  # async-only
+    """Closes at once, where redis-py leaves a TLS connection open until the other end agrees, and any until all is
+    sent: a socket would outlive a loop that ends meanwhile.
+    """
+
+    _writer: Any
+
+    async def disconnect(self, *arguments: Any, **named: Any) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*arguments, **named)  # type: ignore[misc]
+
+
+def _at_once(connection_class: type) -> Any:  # async-only
     """parse_url() names the blocking classes; the asyncio twin has the same name."""
     from redis.asyncio import connection
 
-    return getattr(connection, connection_class.__name__)
+    return type(connection_class.__name__, (_AtOnce, getattr(connection, connection_class.__name__)), {})
 
 
 async def session(call: Callable[..., Any]) -> str:

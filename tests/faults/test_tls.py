@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import shutil
 import subprocess
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,6 +101,32 @@ async def test_encrypted(secured: Secured, kind: Any) -> None:
     status = await result(ports.status(host=kind.__name__))
     assert [(int(port), "vm")] == [(found.number, found.owner) for found in status.hosts[0].ports]
     await result(ports.close())
+
+
+@pytest.mark.parametrize("encrypted", [True, False], ids=["TLS", "plain"])
+def test_ends_with_its_loop(secured: Secured, encrypted: bool) -> None:
+    """What was closed is closed when the event loop ends, also what has not been sent, and beside a server that does
+    not say goodbye.
+    """
+
+    async def use() -> None:
+        backend = connect_async(secured.url() if encrypted else secured.server.url, timeout=0.3)
+        await backend.open("s", instance="a", token="ab", ttl=10_000_000)
+        watch = await backend.watch("s", 1)
+        secured.server.pause()
+        with pytest.raises(BackendUnavailable):  # more than the kernel keeps for the server
+            await backend.open("s", instance="a" * 30_000_000, token="ab", ttl=10_000_000)
+        await watch.close()
+        await backend.close()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            asyncio.run(use())
+        finally:
+            secured.server.resume()
+        gc.collect()
+    assert [] == [str(warning.message) for warning in caught]
 
 
 async def test_unknown_authority(secured: Secured, make: Any) -> None:
