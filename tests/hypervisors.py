@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from typing import Self
 
-__all__ = ["Host", "Machine", "Vm"]
+    from clusterports import PortAllocator
+
+__all__ = ["NEVER", "PATIENCE", "Host", "Machine", "Vm", "eventually", "sha256", "states"]
 
 PROGRAMS = ("libvirtd", "qemu-system-x86_64", "qemu-img", "ip", "unshare", "mount", "hostname")
 
@@ -111,7 +113,22 @@ with socket.create_server((sys.argv[1], int(sys.argv[2]))):
 PATIENCE = 30.0
 """Seconds for what takes a fraction of one, except libvirtd's first start on a machine: some 10."""
 
+NEVER = 3600.0
+"""Seconds between two comparisons in a test where only events tell."""
+
 _scratch = itertools.count(1)
+
+
+def eventually(expected: object, seen: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while (last := seen()) != expected:
+        assert time.monotonic() < deadline, f"expected {expected!r}, and at last saw {last!r}"
+        time.sleep(0.005)
+
+
+def states(ports: PortAllocator, host: str = "h1") -> dict[int, str]:
+    """What ``status`` says of each port of the host."""
+    return {port.number: port.state for seen in ports.status(host).hosts for port in seen.ports}
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = PATIENCE) -> None:

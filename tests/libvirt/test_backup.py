@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypervisors import sha256
+from hypervisors import NEVER, PATIENCE, eventually, sha256, states
 
 from clusterports import PortAllocator, PortInUse, PortsExhausted, Settings
 from clusterports._names import host_space
@@ -23,18 +22,12 @@ from clusterports.libvirt import Backup, BackupPorts, _ledger
 from clusterports.libvirt._backup_xml import BackupXml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import servers
     from hypervisors import Host, Vm
 
 MANAGER = Path(__file__).with_name("manager.py")
-
-PATIENCE = 20.0
-"""Seconds until a test gives up waiting; none takes this long when all is well."""
-
-NEVER = 3600.0
-"""Seconds between two comparisons in a test where only events tell."""
 
 OFTEN = 0.2
 
@@ -92,17 +85,6 @@ def number(backup: Backup) -> int:
 def reported(vm: Vm) -> int | None:
     """The port that libvirt says the backup of this domain has."""
     return BackupXml(vm.domain.backupGetXMLDesc()).port
-
-
-def states(ports: PortAllocator, host: str = "h1") -> dict[int, str]:
-    return {port.number: port.state for seen in ports.status(host).hosts for port in seen.ports}
-
-
-def eventually(expected: object, seen: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while (last := seen()) != expected:
-        assert time.monotonic() < deadline, f"expected {expected!r}, and at last saw {last!r}"
-        time.sleep(0.01)
 
 
 # ---------------------------------------------------------------- the XML

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypervisors import Vm
+from hypervisors import NEVER, PATIENCE, Vm, states
 
 from clusterports import PortAllocator, PortInUse, PortsExhausted, Settings
 from clusterports.libvirt import Display, DisplayPorts, _ledger
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hypervisors import Host
-
-PATIENCE = 20.0
-"""Seconds until a test gives up waiting; none takes this long when all is well."""
-
-NEVER = 3600.0
-"""Seconds between two comparisons in a test where only events tell."""
 
 VNC = "<graphics type='vnc' passwd='secret'/>"
 BOTH = "<graphics type='vnc' websocket='-1' autoport='yes'/>"
@@ -57,10 +51,6 @@ def start(displays: DisplayPorts, vm: Vm, devices: str, **arguments: Any) -> Dis
 def reported(vm: Vm) -> dict[int, str]:
     """The ports that libvirt says the domain uses."""
     return GraphicsXml(vm.domain.XMLDesc()).used
-
-
-def states(ports: PortAllocator, host: str = "h1") -> dict[int, str]:
-    return {port.number: port.state for seen in ports.status(host).hosts for port in seen.ports}
 
 
 def ended(display: Display, ports: PortAllocator) -> tuple[bool, dict[int, str]]:

@@ -6,11 +6,11 @@ import os
 import shutil
 import signal
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypervisors import eventually, states
 
 from clusterports import PortAllocator, PortInUse, PortsExhausted, Settings
 from clusterports.libvirt import migrate, settle_migrations
@@ -18,13 +18,10 @@ from clusterports.libvirt._binding import binding
 from clusterports.libvirt.migration import _comes_in, _goes_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from hypervisors import Host, Vm
-
-PATIENCE = 20.0
-"""Seconds until a test gives up waiting; none takes this long when all is well."""
 
 LIVE = 1 | 32 | 512
 """VIR_MIGRATE_LIVE, _PAUSED (on arrival) and _UNSAFE: the disk is in reach of both hosts, and caches do not matter."""
@@ -50,17 +47,6 @@ def connection(h2: Host) -> Iterator[Any]:
     yield opened
     if opened.isAlive():
         opened.close()
-
-
-def states(ports: PortAllocator, host: str = "h2") -> dict[int, str]:
-    return {port.number: port.state for seen in ports.status(host).hosts for port in seen.ports}
-
-
-def eventually(expected: object, seen: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while (last := seen()) != expected:
-        assert time.monotonic() < deadline, f"expected {expected!r}, and at last saw {last!r}"
-        time.sleep(0.002)
 
 
 def with_own_disk(vm: Vm, host: Host) -> str:
@@ -90,7 +76,7 @@ class Watched:
 
     def _note(self, params: dict[str, Any]) -> None:
         self.params.append(params)
-        self.states.append(states(self._ports))
+        self.states.append(states(self._ports, "h2"))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._domain, name)
@@ -103,7 +89,7 @@ def test_holds_the_port_meanwhile(ports: PortAllocator, h1: Host, h2: Host, conn
 
     def look() -> None:
         eventually(True, lambda: h2.listens(49152))
-        seen.append(states(ports))
+        seen.append(states(ports, "h2"))
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -111,7 +97,7 @@ def test_holds_the_port_meanwhile(ports: PortAllocator, h1: Host, h2: Host, conn
     looking.join()
     assert [{49152: "held"}] == seen
     assert (vm.uuid, ["vm1"], []) == (moved.UUIDString(), h2.running(), h1.running())
-    assert ({}, False) == (states(ports), h2.listens(49152))
+    assert ({}, False) == (states(ports, "h2"), h2.listens(49152))
 
 
 def test_peer_to_peer(ports: PortAllocator, h1: Host, h2: Host) -> None:
@@ -119,7 +105,7 @@ def test_peer_to_peer(ports: PortAllocator, h1: Host, h2: Host) -> None:
     vm = h1.vm("vm1")
     domain = Watched(vm, ports)
     assert migrate(ports, domain, h2.uri, host="h2", address=h2.address, flags=LIVE | PEER2PEER, owner="me") is None
-    assert (["vm1"], {}, [{49152: "held"}]) == (h2.running(), states(ports), domain.states)
+    assert (["vm1"], {}, [{49152: "held"}]) == (h2.running(), states(ports, "h2"), domain.states)
     assert f"tcp://{h2.address}:49152" == domain.params[0]["migrate_uri"]
 
 
@@ -130,7 +116,7 @@ def test_storage(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> N
     params = {"destination_xml": with_own_disk(vm, h2)}
     flags = LIVE | NON_SHARED_DISK
     migrate(ports, domain, connection, host="h2", address=h2.address, params=params, flags=flags)
-    assert ([{49152: "held", 49153: "held"}], {}) == (domain.states, states(ports))
+    assert ([{49152: "held", 49153: "held"}], {}) == (domain.states, states(ports, "h2"))
     assert (f"tcp://{h2.address}:49152", 49153) == (domain.params[0]["migrate_uri"], domain.params[0]["disks_port"])
     assert ["vm1"] == h2.running()
 
@@ -146,7 +132,7 @@ def test_explicit_port(ports: PortAllocator, h1: Host, h2: Host, connection: Any
         migrate(ports, domain, connection, host="h2", params=params, flags=LIVE)
     assert [] == domain.states
     migrate(ports, domain, connection, host="h2", params=params, flags=LIVE)
-    assert ([{20000: "held"}], {}, ["vm1"]) == (domain.states, states(ports), h2.running())
+    assert ([{20000: "held"}], {}, ["vm1"]) == (domain.states, states(ports, "h2"), h2.running())
 
 
 def test_foreign(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
@@ -154,7 +140,7 @@ def test_foreign(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> N
     vm = h1.vm("vm1")
     with h2.squat(49152):
         migrate(ports, vm.domain, connection, host="h2", address=h2.address, flags=LIVE)
-    assert ({49152: "foreign"}, ["vm1"]) == (states(ports), h2.running())
+    assert ({49152: "foreign"}, ["vm1"]) == (states(ports, "h2"), h2.running())
 
 
 def test_foreign_for_storage(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
@@ -168,7 +154,7 @@ def test_foreign_for_storage(ports: PortAllocator, h1: Host, h2: Host, connectio
         migrate(
             ports, vm.domain, connection, host="h2", address=h2.address, params=params, flags=LIVE | NON_SHARED_DISK
         )
-    assert ({}, ["vm1"]) == (states(ports), h1.running())
+    assert ({}, ["vm1"]) == (states(ports, "h2"), h1.running())
 
 
 def test_failing(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
@@ -181,7 +167,7 @@ def test_failing(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> N
             migrate(ports, vm.domain, connection, host="h2", address=h2.address, flags=LIVE)
     finally:
         vm.disk.with_suffix(".away").rename(vm.disk)
-    assert ({}, ["vm1"], []) == (states(ports), h1.running(), h2.running())
+    assert ({}, ["vm1"], []) == (states(ports, "h2"), h1.running(), h2.running())
 
 
 def test_outcome_unknown(ports: PortAllocator, h1: Host, h2: Host, connection: Any) -> None:
@@ -194,7 +180,7 @@ def test_outcome_unknown(ports: PortAllocator, h1: Host, h2: Host, connection: A
         eventually(True, lambda: h2.listens(49152))
         pid = int((h2.folder / "run" / "qemu" / "vm1.pid").read_text())
         os.kill(pid, signal.SIGSTOP)
-        seen.extend((_goes_out(h1.connection, vm.uuid), _comes_in(h2.connection, vm.uuid), states(ports)))
+        seen.extend((_goes_out(h1.connection, vm.uuid), _comes_in(h2.connection, vm.uuid), states(ports, "h2")))
         h1.kill()
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -205,11 +191,11 @@ def test_outcome_unknown(ports: PortAllocator, h1: Host, h2: Host, connection: A
     with pytest.raises(binding().libvirtError) as raised:
         migrate(ports, domain, connection, host="h2", address=h2.address, params=SLOW, flags=LIVE | PEER2PEER)
     cutting.join()
-    assert ([True, True, {49152: "held"}], {49152: "held"}) == (seen, states(ports))
+    assert ([True, True, {49152: "held"}], {49152: "held"}) == (seen, states(ports, "h2"))
     note = "It may have begun all the same. Its ports stay held until libvirt says that it has not: 49152"
     assert [note] == getattr(raised.value, "__notes__", None)
     eventually([], lambda: settle_migrations(ports, connection, host="h2"))
-    assert ({}, []) == (states(ports), h2.running())
+    assert ({}, []) == (states(ports, "h2"), h2.running())
 
 
 def test_ranges_of_qemu_conf(h1: Host, h2: Host, tmp_path: Path) -> None:
@@ -228,7 +214,7 @@ def test_ranges_of_qemu_conf(h1: Host, h2: Host, tmp_path: Path) -> None:
         by_libvirt.join()
         with pytest.raises(binding().libvirtError, match="Domain not found"):
             migrate(ports, gone, h2.connection, host="h2", address=h2.address, flags=LIVE)
-        assert ([{49300: "held"}], {}) == (gone.states, states(ports))
+        assert ([{49300: "held"}], {}) == (gone.states, states(ports, "h2"))
         refused = pytest.raises(PortsExhausted, match=r"in range 'migration' \(49300-49301\)")
         with ports.acquire("migration", host="h2"), ports.acquire("migration", host="h2"), refused:
             migrate(ports, gone, h2.connection, host="h2", flags=LIVE)
