@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from .abc import Protocol4
 
-__all__ = ["HeldPort", "HostLease", "Process", "State"]
+__all__ = ["LABEL_JOB", "HeldPort", "HostLease", "Process", "State"]
 
 MARGIN: Final = 0.1
 """The share of the TTL by which we stop before the store does."""
+
+LABEL_JOB: Final = "libvirt.job"
+"""A label of ports on which libvirt has QEMU serve: which kind of job it is."""
 
 FORCED: Final = "Taken by force"
 
@@ -266,7 +269,7 @@ class HeldPort:
     """One port, held under a lease. What both kinds of allocations have in common."""
 
     __slots__ = (
-        *("_acquired", "_lease", "_released", "_revoked", "_stays"),
+        *("_acquired", "_lease", "_released", "_revoked"),
         *("fence", "host", "labels", "number", "owner", "protocol", "range"),
     )
 
@@ -300,7 +303,6 @@ class HeldPort:
         self._acquired = acquired
         self._released = False
         self._revoked = ""  # how it was taken from us
-        self._stays = False  # something runs on it that outlives us: not to be given back when we end
 
     @property
     def valid(self) -> bool:
@@ -310,6 +312,11 @@ class HeldPort:
         was taken by force, and in a forked child.
         """
         return not (self._released or self._revoked) and self._lease.reliable()
+
+    @property
+    def _stays(self) -> bool:
+        """Whether something runs on it that outlives us: whoever ends does not give it back."""
+        return LABEL_JOB in self.labels
 
     @property
     def acquired_at(self) -> datetime:

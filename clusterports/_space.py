@@ -614,7 +614,8 @@ class Space:
             self.told.append(Event(kind, number, protocol, *about, 0, ask.host))
 
     def _tell_refused(self, lease: _Lease, ask: Ask) -> None:
-        if self.told is not None:
+        # Who watches a host asks for what others have there, again and again.
+        if self.told is not None and not ask.running:
             number = ask.spans[0][0] if ask.explicit else 0
             about = ask.range, brief_owner(ask.owner), brief_labels(ask.labels), lease.instance, lease.id
             self.told.append(Event("refused", number, ask.protocol, *about, 0, 0, ask.host))
@@ -637,7 +638,7 @@ class Space:
         evicted: list[str] = []
         refused: _Refused | None = None
         for index, ask in enumerate(asks):
-            if ask.limit and not ask.running:
+            if ask.limit:
                 earlier = sum(one.range == ask.range and one.owner == ask.owner and one.limit > 0 for one, _ in picked)
                 if self._owned.get((ask.range, ask.owner), 0) + earlier + ask.count > ask.limit:
                     refused = _Refused(index, "limit")

@@ -21,10 +21,10 @@ MAX_WAIT: Final = 31_536_000.0
 """Seconds; a year."""
 
 
-def check_wait(wait: object) -> float:
+def check_wait(wait: object, name: str = "wait") -> float:
     """:raises ConfigurationError: when it is not a number of seconds, or out of its bounds."""
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT:  # false for NaN too
-        raise ConfigurationError(f"wait: must be a number of seconds from 0 to {MAX_WAIT:.0f}, got {show(wait)}")
+        raise ConfigurationError(f"{name}: must be a number of seconds from 0 to {MAX_WAIT:.0f}, got {show(wait)}")
     return float(wait)
 
 

@@ -560,7 +560,8 @@ class PortAllocator:
     def close(self, release: bool = True) -> None:
         """End the heartbeat and give back all ports; with ``release=False`` leave them, as :meth:`detach` does.
 
-        Ports on which a job of libvirt goes on without us are left in any case: they fall when their lease has run out.
+        Ports with the label ``libvirt.job`` are left in any case, since such a job outlives us: they fall when their
+        lease has run out.
 
         :raises BackendError: the store is away; the ports are free when the lease has run out.
         """
@@ -750,10 +751,10 @@ class PortAllocator:
     def _leave(self, lease: HostLease, release: bool) -> None:
         if lease.lose():  # from here on its ports are not valid
             lease.left = True
-        if release and lease.left and any(port._stays for port in lease.ports.values()):
+        if release and any(port._stays for port in lease.ports.values()):
             release = False
             for port in lease.ports.values():
-                if not port._stays:
+                if lease.left and not port._stays:
                     port._released = True
                     self._discard_socket(port)
                     lease.unreleased[port.fence] = Port(port.number, port.protocol, port.fence)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
 from weakref import WeakKeyDictionary
 
-from clusterports._lease import Process, monotonic
+from clusterports._lease import LABEL_JOB, Process, monotonic
 from clusterports._names import check_name
 from clusterports._text import printable, show
 from clusterports.errors import AllocationError, BackendError, ClusterPortsError, ConfigurationError
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
 
     from ._connection import Connect
 
-__all__ = ["GONE", "LABEL_DOMAIN", "LABEL_JOB", "HostJobs", "own_labels"]
+__all__ = ["GONE", "LABEL_DOMAIN", "HostJobs", "own_labels"]
 
 logger = logging.getLogger("clusterports")
 
 AGAIN: Final = 1.0
 """Seconds between two attempts to reach a daemon or a store that is away."""
 
-LABEL_JOB: Final = "libvirt.job"
 LABEL_DOMAIN: Final = "libvirt.domain"
 LABEL_DAEMON: Final = "libvirt.daemon"
 OWN_LABELS: Final = frozenset((LABEL_JOB, LABEL_DOMAIN, LABEL_DAEMON, LABEL_USE))
@@ -148,16 +147,10 @@ class HostJobs(ABC, Generic[J]):
                 _watched[self._ports].discard((self.kind, self.host))
         running = self.jobs()
         for job in running:
-            self._leave(job)
+            job._end_of_watch(done=False)
         if running:
             names = ", ".join(printable(job.domain) for job in running)
             logger.warning("%s still running on host %r, and keep their ports: %s", self.kind, self.host, names)
-
-    def _leave(self, job: J) -> None:
-        """It goes on without us."""
-        for port in job.ports:
-            port._stays = True
-        job._end_of_watch(done=False)
 
     def _check(self) -> None:
         if self._forks != Process.forks:
@@ -238,7 +231,7 @@ class HostJobs(ABC, Generic[J]):
             if self._ledger.begun(job):
                 self._heard.put(job.uuid)
             if self._closed:
-                self._leave(job)
+                job._end_of_watch(done=False)
 
     def _look(self, uuid: str) -> None:
         """Something of this domain has ended: what, and does it go on with something else?"""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+from clusterports._wants import check_wait
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -42,6 +45,7 @@ class Job:
         self._busy = busy  # it is being begun
         self._seen = False  # libvirt has it, or had it
         self._missed: float | None = None  # since when libvirt has not had it, each time that it was asked
+        self._asked = inf  # when libvirt was asked to begin it, at the latest; inf: it may have hung since then
         self._heard = False  # something ended while it was being begun
         self._done = False
         self._ended = threading.Event()
@@ -53,7 +57,7 @@ class Job:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over, or nobody watches its host any more, at most so many seconds; whether it is over."""
-        self._ended.wait(timeout)
+        self._ended.wait(None if timeout is None else check_wait(timeout, "timeout"))
         return self._done
 
     def _end_of_watch(self, *, done: bool) -> None:
@@ -73,8 +77,13 @@ class Job:
         """A domain has one job at a time: one on other ports is another one."""
         return using is None or (self._numbers != using.keys() and self._numbers.isdisjoint(using))
 
+    def _over_at(self, missed: float) -> float:
+        """When it is over, missing since then. One that nobody has seen yet may still be begun, on behalf of a manager
+        that died, or over a connection that broke.
+        """
+        return missed if self._seen else min(missed, self._asked) + LONGEST_BEGIN
+
     def _take(self, port: Allocation) -> None:
-        port._stays = False  # of a watch before this one
         self.ports = [*(other for other in self.ports if other.number != port.number), port]
         self._numbers |= {port.number}
 
@@ -88,6 +97,8 @@ class Ledger(list[J]):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
+        self.due = inf
+        """When a job that was missing in the last comparison is over, should the next one miss it too."""
 
     def enter(self, job: J) -> None:
         with self._lock:
@@ -139,20 +150,21 @@ class Ledger(list[J]):
     def compare(self, using: Mapping[str, Using], unread: Collection[str], now: float) -> list[J]:
         """What all domains of the host use, but for those that could not be asked: the jobs that are over.
 
-        The list may be older than a job that began meanwhile, so one must be missing twice in a row. One that nobody
-        has seen yet may still be begun, on behalf of a manager that died, or over a connection that broke.
+        The list may be older than a job that began meanwhile, so one must be missing twice in a row.
         """
         with self._lock:
             found = []
+            self.due = inf
             for job in self:
                 if job._busy or job.uuid in unread:
                     continue
                 if not job._is_over(using.get(job.uuid)):
                     job._seen, job._missed = True, None
-                elif job._missed is None:
-                    job._missed = now
-                elif job._seen or now - job._missed >= LONGEST_BEGIN:
+                elif job._missed is not None and now >= job._over_at(job._missed):
                     found.append(job)
+                else:
+                    job._missed = now if job._missed is None else job._missed
+                    self.due = min(self.due, job._over_at(job._missed))
             return found
 
     def lacking(self, uuid: str, using: Mapping[int, str], held: Collection[int]) -> tuple[J | None, list[int]]:

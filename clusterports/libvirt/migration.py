@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterports._lease import monotonic
+from clusterports._lease import LABEL_JOB, monotonic
 from clusterports._names import check_name
 from clusterports._text import redact_url, show
 from clusterports._wants import check_wait
@@ -18,7 +18,7 @@ from clusterports.ranges import MAX_PORT, PORT_BOUND, PortRequest
 
 from ._attempt import attempt, give_back, in_use, take
 from ._binding import binding, code
-from ._jobs import GONE, LABEL_DOMAIN, LABEL_JOB, own_labels
+from ._jobs import GONE, LABEL_DOMAIN, own_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1976,6 +1976,18 @@ class _Conformance:
         limited = Event("refused", 0, "tcp", "backup", "vm-1", {}, "one", one.holder.lease, 0, 0)
         assert exact([limited]) == exact(log.new())
 
+    def test_event_of_what_runs(self, world: _World, log: _Log) -> None:
+        """Who asks for the port of what runs on it is told of when it is given, and not when another has it: those who
+        watch a host ask again and again.
+        """
+        one, two = world.open("one"), world.open("two")
+        runs = one_port(10, owner="vm-1", running=True)
+        (port,) = one.take(runs)
+        assert isinstance(two.ask(runs), Full)
+        assert isinstance(two.ask(ask(20, 20), runs), Full)
+        acquired = Event("acquired", 10, "tcp", "backup", "vm-1", {}, "one", one.holder.lease, port.fence, 0)
+        assert exact([acquired]) == exact(log.new())
+
     def test_event_of_refusal_again(self, world: _World, log: _Log) -> None:
         """The same refusal is told once among 16 events, whoever is refused; what differs in anything else is told."""
         one, two = world.open("one"), world.open("two")

@@ -281,11 +281,10 @@ async def test_detach(kit: Kit) -> None:
 
 
 async def test_job_outlives_its_allocator(kit: Kit) -> None:
-    """A port on which something runs on stays held when all else is given back, until its lease runs out."""
+    """A port on which a job of libvirt runs on stays held when all else is given back, until its lease runs out."""
     ports = kit.allocator()
-    held = await result(ports.acquire("backup", count=2))
+    held = [await result(ports.acquire("backup", labels=labels)) for labels in ({}, {"libvirt.job": "backup"})]
     elsewhere = await result(ports.acquire("backup", host="kvm-08"))
-    held[1]._stays = True
     await result(ports.close())
     assert (False, False, False) == (held[0].valid, held[1].valid, elsewhere.valid)
     assert ({10810: "held"}, {}) == (kit.ports(), kit.ports("kvm-08"))

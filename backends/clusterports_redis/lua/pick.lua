@@ -288,8 +288,10 @@ local function picker(space)
     return '', ''
   end
 
-  -- The ask that was refused, as an event tells of it; once a minute while not much else happens.
+  -- The ask that was refused, as an event tells of it; once a minute while not much else happens. Those who watch a
+  -- host ask for what runs there, and others have, again and again.
   function self.tell_refused(id)  -- events
+    if ask.running then return end  -- events
     local name = format(ask.shape, ask.explicit and ask.spans[1][1] or 0)  -- events
     local record = space.brief('h ' .. id .. ' 0 0 0 ' .. ask.note)  -- events
     local about = match(record, ',"l":.*$')  -- events
