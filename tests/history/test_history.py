@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from clusterports.abc import Backend
 
 CI: Final = os.environ.get("CI") == "true"
-STEPS: Final = 1000 if CI else 500
+STEPS: Final = 700 if CI else 500
 SEEDS: Final = range(3 if CI else 2)
 SPACES: Final = ("host:a", "host:b%7D")
 INSTANCES: Final = ("one", "}x{ \n\x1b[0m", "drei\u4e2d")
