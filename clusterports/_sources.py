@@ -247,7 +247,8 @@ def qemu_conf(path: str, key: str) -> QemuConf:
     """
     from ._libvirt_conf import read_ranges
 
-    text = _read(path, f"{key}: {show(path, 300)}")
+    # libvirt does not ask for any encoding: there may be a comment from before UTF-8.
+    text = _read(path, f"{key}: {show(path, 300)}", errors="surrogateescape")
     if text is None:
         raise ConfigurationError(f"{key}: there is no file {show(path, 300)}")
     ranges = read_ranges(path, text)
@@ -258,11 +259,11 @@ def qemu_conf(path: str, key: str) -> QemuConf:
     return QemuConf({"ranges": values}, "file", path, lines)
 
 
-def _read(path: str, shown: str, *, usual: bool = False) -> str | None:
+def _read(path: str, shown: str, *, usual: bool = False, errors: str = "strict") -> str | None:
     """The text of a file; None when there is none. ``shown``: what an error calls it.
 
     ``usual``: nobody asked for it, so it may be in a directory that is closed to us: a service may well have
-    somebody else's home.
+    somebody else's home. ``errors``: what to do with bytes that are not UTF-8, as for ``bytes.decode``.
     """
     try:
         with Path(path).open("rb") as file:
@@ -276,7 +277,7 @@ def _read(path: str, shown: str, *, usual: bool = False) -> str | None:
     if len(data) > LONGEST_FILE:
         raise ConfigurationError(f"{printable(shown)}: must be a file of at most {LONGEST_FILE} bytes")
     try:
-        return data.decode()
+        return data.decode(errors=errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]

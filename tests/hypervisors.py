@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from clusterports import PortAllocator
 
-__all__ = ["NEVER", "PATIENCE", "Host", "Machine", "Vm", "eventually", "sha256", "states"]
+__all__ = ["NEVER", "PATIENCE", "Gate", "Host", "Machine", "Vm", "eventually", "sha256", "states"]
 
 PROGRAMS = ("libvirtd", "qemu-system-x86_64", "qemu-img", "ip", "unshare", "mount", "hostname")
 
@@ -108,6 +108,25 @@ import socket, sys, time
 with socket.create_server((sys.argv[1], int(sys.argv[2]))):
     print("listening", flush=True)
     time.sleep(600)
+"""
+
+RELAY = """\
+import socket, sys, threading
+
+def copy(source, target):
+    while data := source.recv(2**16):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+here, there, port = sys.argv[1:]
+with socket.create_server((here, int(port))) as listener:
+    print("listening", flush=True)
+    near, _ = listener.accept()
+print("reached", flush=True)
+if sys.stdin.readline():
+    far = socket.create_connection((there, int(port)))
+    threading.Thread(target=copy, args=(far, near)).start()
+    copy(near, far)
 """
 
 PATIENCE = 30.0
@@ -431,6 +450,19 @@ class Host:
             finally:
                 process.kill()
 
+    @contextmanager
+    def gate(self, to: Host, port: int) -> Iterator[Gate]:
+        """A relay here to the same port of another host; at exit, what goes on is cut off."""
+        command = (sys.executable, "-I", "-S", "-c", RELAY, self.address, to.address, str(port))
+        pipe = subprocess.PIPE
+        with self.popen(*command, stdin=pipe, stdout=pipe, bufsize=0) as process:
+            try:
+                gate = Gate(process, self.address)
+                gate.hears("listening")
+                yield gate
+            finally:
+                process.kill()
+
     def vm(self, name: str, devices: str = "") -> Vm:
         """The virtual machine of that name, paused: started if it does not run. ``devices``: more XML for the start."""
         if name not in self._vms:
@@ -447,7 +479,7 @@ class Host:
         if self._lives():
             # A test may have stopped it.
             signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
-        if self.conf.read_text() != QEMU_CONF:
+        if self.conf.read_text(errors="replace") != QEMU_CONF:
             self.kill()
             self.write_conf("")
         self.start()
@@ -544,3 +576,29 @@ class Vm:
             return sha256(raw)
         finally:
             raw.unlink(missing_ok=True)
+
+
+class Gate:
+    """A relay on a host: who connects to it gets no further until it is opened. Takes one connection.
+
+    A migration that is sent to its :attr:`address` waits, with QEMU listening on the destination, for as long as a test
+    wants.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.address = address
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    def hears(self, word: str) -> None:
+        """Wait until it says so."""
+        assert select.select([self._stdout], [], [], PATIENCE)[0], f"the relay is not {word}"
+        assert f"{word}\n".encode() == self._stdout.readline()
+
+    def wait(self) -> None:
+        """Until somebody has connected."""
+        self.hears("reached")
+
+    def open(self) -> None:
+        self._stdin.write(b"open\n")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from clusterports import Settings
     from clusterports.abc import Backend, Gone, LeaseView, Port, PortView, Renewal, Renewed, SpaceView
 
+    from ._common import Common
+
 __all__ = ["SCRIPTS", "Found", "check_positive", "find", "named", "renewed", "views"]
 
 SCRIPTS = "acquire-"
@@ -59,13 +61,13 @@ def views(backend: Backend, host: str) -> list[SpaceView]:
     return intact(backend.read([host_space(host), CLUSTER_SPACE]))
 
 
-def find(backend: Backend, settings: Settings, number: int, instance: str | None) -> Found:
+def find(common: Common, backend: Backend, settings: Settings, number: int) -> Found:
     """The lease with this number. Only with its instance's name it may be one that ``acquire`` did not name itself.
 
     :raises LeaseLost: there is none.
     :raises ConfigurationError: it may be that of a running manager.
     """
-    host = settings.host or default_host()
+    host, instance = settings.host or default_host(), common.instance
     refused: ConfigurationError | None = None
     for view in views(backend, host):
         for lease in view.leases:
@@ -80,7 +82,10 @@ def find(backend: Backend, settings: Settings, number: int, instance: str | None
                 refused = ConfigurationError(f"lease: must be one of `acquire`; {whose}")
             else:
                 refused = ConfigurationError(f"instance: must be the lease's; {whose}, got {show(instance)}")
-    raise refused or LeaseLost(f"There is no lease {number} on host {host!r}: it ran out, was released, or never was")
+    if refused is not None:
+        raise refused
+    elsewhere = "" if common.host is not None else "; if its ports are on another host, name that with --host"
+    raise LeaseLost(f"There is no lease {number} on host {host!r}: it ran out, was released, or never was{elsewhere}")
 
 
 def renewed(backend: Backend, renewal: Renewal) -> Renewed | Gone:

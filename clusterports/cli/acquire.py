@@ -55,7 +55,8 @@ def acquire(
 
     \b
     Examples:
-      read -r port lease fence < <(clusterports acquire --ttl 60 --owner nightly)
+      taken=$(clusterports acquire --ttl 60 --owner nightly) || exit
+      read -r port lease fence <<<"$taken"
       clusterports acquire --count 2 --contiguous --align 2 --json
       clusterports acquire --port 8080 --protocol both --wait 30
     """

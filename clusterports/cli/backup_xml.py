@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import os
 import re
 import stat
 import sys
@@ -63,61 +64,69 @@ def backup_xml(
     port, lease, fence and host. With --output, stdout has PORT LEASE FENCE, or "- - -" where no port was needed.
 
     Nobody renews the lease but the script: after --ttl seconds the port is taken back, unless `clusterports renew
-    LEASE` comes first. Release it when the job has ended, not when domjobabort returns: QEMU serves a bit longer. On
-    any failure nothing is held, and the output is left as it was.
+    LEASE` comes first. Release it when libvirt says that the job is over, not when domjobabort returns (QEMU serves a
+    bit longer), nor when libvirt does not answer. If QEMU had the port in use, give it back by `release --foreign`.
+
+    On any failure nothing is held, and no script must go on. A document that an earlier run left as the output is
+    removed then, since its port may be another's by now; anything else there, as FILE itself, is left as it was.
 
     \b
     Examples:
       clusterports backup-xml in.xml --range backup --dry-run
-      read -r port lease fence < <(clusterports backup-xml in.xml --output out.xml --ttl 60 --owner vm-1)
-      while sleep 20; do clusterports renew "$lease" >/dev/null || break; done & renewing=$!
+      taken=$(clusterports backup-xml in.xml --output out.xml --ttl 60 --owner vm-1) || exit
+      read -r port lease fence <<<"$taken"
+      while sleep 20 && kill -0 $$; do clusterports renew "$lease" || break; done >/dev/null 2>&1 & renewing=$!
       virsh backup-begin vm-1 out.xml && { nbdcopy "nbd://kvm-07:$port/vda" vda.img; virsh domjobabort vm-1; }
-      while virsh backup-dumpxml vm-1 >/dev/null 2>&1; do sleep 0.1; done
+      over() { [[ $(LC_ALL=C virsh backup-dumpxml vm-1 2>&1) == *"no domain backup job"* ]] || gone; }
+      gone() { running=$(virsh list --name 2>/dev/null) && [[ $'\\n'$running$'\\n' != *$'\\nvm-1\\n'* ]]; }
+      until over; do sleep 0.1; done
       kill "$renewing"; clusterports release "$lease"
     """
-    labels, patience = check_pairs(label), check_seconds(wait)
-    check_text("owner", owner)
-    source = "stdin" if file == STDIO else file
-    text, encoding = _decode(_read(file), source)
-    document = BackupXml(text, source)
-    settings = script_settings(common, ttl)
-    home = Ranges(settings.port_ranges().values()).home(range, document.port or 0)
     if output is not None:
         _check_place(output)
+    with contextlib.nullcontext() if output is None or dry_run else _nothing_stale(Path(output), file):
+        labels, patience = check_pairs(label), check_seconds(wait)
+        check_text("owner", owner)
+        source = "stdin" if file == STDIO else file
+        text, encoding = _decode(_read(file), source)
+        document = BackupXml(text, source)
+        settings = script_settings(common, ttl)
+        home = Ranges(settings.port_ranges().values()).home(range, document.port or 0)
 
-    def tell(answer: _Answer) -> None:
-        data = answer.xml.encode(encoding)
-        with contextlib.nullcontext() if output is None or dry_run else _replaced(Path(output), data):
-            if common.json:
-                common.print_json(answer.said | {"xml": answer.xml})
-            elif output is not None:
-                print(answer.line)
-            else:
-                sys.stdout.buffer.write(data)
-            sys.stdout.flush()
-        if common.verbose or not (common.quiet or common.json or output is not None):
-            say(answer.words)
+        def tell(answer: _Answer) -> None:
+            data = answer.xml.encode(encoding)
+            with contextlib.nullcontext() if output is None or dry_run else _replaced(Path(output), data):
+                if common.json:
+                    common.print_json(answer.said | {"xml": answer.xml})
+                elif output is not None:
+                    print(answer.line)
+                else:
+                    sys.stdout.buffer.write(data)
+                sys.stdout.flush()
+            told = common.json or (output is not None and answer.said["ports"])
+            if common.verbose or not (common.quiet or told):
+                say(answer.words)
 
-    def tell_taken(taken: Taken) -> None:
-        xml = document.with_port(taken.ports[0].number, _note(taken))
-        tell(_Answer(xml, taken.to_dict(), taken.in_words(), taken.lines()))
+        def tell_taken(taken: Taken) -> None:
+            xml = document.with_port(taken.ports[0].number, _note(taken))
+            tell(_Answer(xml, taken.to_dict(), taken.in_words(), taken.lines()))
 
-    if not document.tcp:
-        tell(_Answer(text, _nothing(settings, owner), f"{source} needs no port, so none was taken", "- - -"))
-        return
-    if document.port is None:
-        warn_ephemeral(common, settings, range)
-    take(
-        common,
-        settings,
-        tell_taken,
-        range if document.port is None else home,
-        port=document.port,
-        owner=owner,
-        labels=labels,
-        wait=patience,
-        dry_run=dry_run,
-    )
+        if not document.tcp:
+            tell(_Answer(text, _nothing(settings, owner), f"{source} needs no port, so none was taken", "- - -"))
+            return
+        if document.port is None:
+            warn_ephemeral(common, settings, range)
+        take(
+            common,
+            settings,
+            tell_taken,
+            range if document.port is None else home,
+            port=document.port,
+            owner=owner,
+            labels=labels,
+            wait=patience,
+            dry_run=dry_run,
+        )
 
 
 class _Answer(NamedTuple):
@@ -140,6 +149,10 @@ def _note(taken: Taken) -> str:
     if taken.expires_in is None:
         return f"clusterports: a dry run, so nobody holds port {port.number} of host {port.host}"
     return f"clusterports: port {port.number}, lease {port.lease}, fence {port.fence}, host {port.host}"
+
+
+_NOTED = re.compile(rb"<!-- clusterports: port [0-9]+, lease [0-9]+, fence [0-9]+, host ")
+"""In a document with a port that a run held."""
 
 
 def _read(file: str) -> bytes:
@@ -188,55 +201,66 @@ def _check_place(output: str) -> None:
 
 
 @contextlib.contextmanager
-def _replaced(path: Path, data: bytes) -> Iterator[None]:
-    """In the block the file has this content, never a half of it; if the block fails, it is as it was before."""
-    try:
-        before = _replace(path, data)
-    except OSError as error:
-        raise ClusterPortsError(f"output: cannot write {show(str(path))}: {error.strerror}") from None
+def _nothing_stale(output: Path, file: str) -> Iterator[None]:
+    """If the block fails, the output is no document of an earlier run, with a port that a script would take for its
+    own. Unless that is ``file``, the input: it is the user's.
+    """
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            before.restore()
+            if output.is_file() and not _is_input(file, output):
+                with output.open("rb") as opened:
+                    stale = _NOTED.search(opened.read(2 * LONGEST))
+                if stale:
+                    output.resolve().unlink()
         raise
+
+
+def _is_input(file: str, output: Path) -> bool:
     with contextlib.suppress(OSError):
-        before.forget()
+        return os.path.samestat(os.fstat(0) if file == STDIO else Path(file).stat(), output.stat())
+    return False
 
 
-class _Before(NamedTuple):
-    """What a file was: ``old`` is another name of it. None for one that was not there, or keeps nothing."""
-
-    path: Path | None = None
-    old: Path | None = None
-
-    def restore(self) -> None:
-        if self.old is not None and self.path is not None:
-            self.old.replace(self.path)
-        elif self.path is not None:
-            self.path.unlink()
-
-    def forget(self) -> None:
-        if self.old is not None:
-            self.old.unlink()
+@contextlib.contextmanager
+def _replaced(path: Path, data: bytes) -> Iterator[None]:
+    """In the block the file has this content, never a half of it; if the block fails, it is as it was before."""
+    with contextlib.ExitStack() as undo:
+        try:
+            old = _replace(path, data, undo)
+        except OSError as error:
+            raise ClusterPortsError(f"output: cannot write {show(str(path))}: {error.strerror}") from None
+        yield
+        undo.pop_all()
+    with contextlib.suppress(OSError):
+        old.unlink()
 
 
-def _replace(path: Path, data: bytes) -> _Before:
-    if path.exists() and not path.is_file():  # a device or a pipe
-        path.write_bytes(data)
-        return _Before()
+def _replace(path: Path, data: bytes, undo: contextlib.ExitStack) -> Path:
+    """Gives the name under which the old file is kept, if there was one. ``undo``: what to do if all was in vain."""
     path = path.resolve()  # a link remains one
     new, old = (path.with_name(f".{token_hex(8)}.{end}") for end in ("new", "old"))
-    try:
-        with new.open("xb") as file:
-            file.write(data)
-        if there := path.exists():
-            new.chmod(stat.S_IMODE(path.stat().st_mode))
-            old.hardlink_to(path)
-        new.replace(path)
-    except BaseException:
-        for name in (new, old):
-            with contextlib.suppress(OSError):
-                name.unlink()
-        raise
-    return _Before(path, old if there else None)
+    if path.exists() and not path.is_file():  # a device or a pipe
+        path.write_bytes(data)
+        return old
+    undo.callback(_put, new, None)
+    with new.open("xb") as file:
+        file.write(data)
+    if path.exists():
+        new.chmod(stat.S_IMODE(path.stat().st_mode))
+        undo.callback(_put, old, path)
+        path.replace(old)  # not as a second name of it, which not every file system has, nor any user may give
+    else:
+        undo.callback(_put, path, None)
+    new.replace(path)
+    return old
+
+
+def _put(path: Path, place: Path | None) -> None:
+    """Move the file there, or away, if it is there."""
+    with contextlib.suppress(OSError):
+        if place is None:
+            path.unlink()
+        else:
+            path.replace(place)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast, get_args
 import typer
 
 from clusterports._names import CLUSTER_SPACE, check_name, where
-from clusterports._requests import check_port, overlap
+from clusterports._requests import Ranges, check_port, overlap
 from clusterports._text import printable, show
 from clusterports.abc import Gone, Port, Protocol4
 from clusterports.errors import ConfigurationError, LeaseLost, PortInUse
@@ -36,11 +36,17 @@ def release(
         bool, typer.Option("--force", help="For operators: take this port of this host from whoever has it.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --force: do not ask.")] = False,
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Some other program has these ports: pass them over for 30 s.")
+    ] = False,
 ) -> None:
     """Give back what `acquire` gave: all of it, and the lease, or only the ports with these fences.
 
     Exits with 4 for what is gone: it ran out, was released before, or never was. On another host than the one where the
     ports are, name that with --host.
+
+    With --foreign for ports that the job found in use, on another host or after the probe: they are given to nobody
+    for a while. Of a range at most half are marked so at a time; others, and those taken without a range, become free.
 
     With --force it is for operators: shows who has a port, asks, and takes it away. A held port cools, for the
     quarantine of its range or until its lease would have run out, in which time its holder, who is told with its next
@@ -50,13 +56,17 @@ def release(
     Examples:
       clusterports release "$lease"
       clusterports release "$lease" "$fence"
+      clusterports release --foreign "$lease"
       clusterports release --force kvm-07 10809
       clusterports release --force --yes kvm-07 5060/udp
     """
     if not force:
         if yes:
             raise ConfigurationError("yes: must be given together with --force")
-        _release(common, check_positive("lease", lease), [check_positive("fence", word) for word in fence or ()])
+        fences = [check_positive("fence", word) for word in fence or ()]
+        _release(common, check_positive("lease", lease), fences, foreign=foreign)
+    elif foreign:
+        raise ConfigurationError("foreign: must not be given together with --force")
     elif fence is None or len(fence) != 1:
         words = " ".join((lease, *(fence or ())))
         raise ConfigurationError(f"force: must be given with HOST and PORT, got {show(words)}")
@@ -67,16 +77,16 @@ def release(
 # ---------------------------------------------------------------- by the lease
 
 
-def _release(common: Common, number: int, fences: Sequence[int]) -> None:
+def _release(common: Common, number: int, fences: Sequence[int], *, foreign: bool) -> None:
     settings = common.settings()
     with common.backend(settings) as backend:
-        found = find(backend, settings, number, common.instance)
-        if fences:
-            ports = [port for port in found.ports if port.fence in fences]
-            _free(backend, found, ports)
-        else:
-            ports = list(found.ports)
+        found = find(common, backend, settings, number)
+        ports = [port for port in found.ports if not fences or port.fence in fences]
+        marked = _mark(backend, found, ports, Ranges(settings.port_ranges().values())) if foreign else 0
+        if not fences:
             _end(backend, found)
+        elif not foreign:
+            _free(backend, found, ports)
     if common.json:
         common.print_json(
             {
@@ -85,11 +95,13 @@ def _release(common: Common, number: int, fences: Sequence[int]) -> None:
                 "instance": found.lease.instance,
                 "ports": [port.number for port in ports],
                 "fence": [port.fence for port in ports],
+                "foreign": marked,
                 "ended": not fences,
             }
         )
     if common.verbose:
-        say(f"gave back {named(ports)} {where(found.space)}{'' if fences else f', and lease {number}'}")
+        what = f"gave back {named(ports)} {where(found.space)}{'' if fences else f', and lease {number}'}"
+        say(f"{what}; {marked} marked as foreign" if foreign else what)
     missing = sorted(set(fences) - {port.fence for port in ports})
     if missing:
         which = ", ".join(map(str, missing))
@@ -103,6 +115,30 @@ def _free(backend: Backend, found: Found, ports: Sequence[PortView]) -> None:
     reply = backend.release(found.space, found.holder, [Port(port.number, port.protocol, port.fence) for port in ports])
     if isinstance(reply, Gone):
         raise found.lost(reply)
+
+
+def _mark(backend: Backend, found: Found, ports: Sequence[PortView], ranges: Ranges) -> int:
+    """Frees them all, and gives how many are passed over for a while."""
+    from clusterports._sync.acquire import FOREIGN
+
+    marked = 0
+    alike: dict[tuple[str, str], list[Port]] = {}
+    for port in ports:
+        alike.setdefault((port.range, port.host), []).append(Port(port.number, port.protocol, port.fence))
+    for (range, host), several in alike.items():
+        reply = backend.mark_foreign(
+            found.space,
+            found.holder,
+            several,
+            range=range,
+            duration=round(FOREIGN * 1e6),
+            most=ranges.marks(range),
+            host=host,
+        )
+        if isinstance(reply, Gone):
+            raise found.lost(reply)
+        marked += reply.count
+    return marked
 
 
 def _end(backend: Backend, found: Found) -> None:

@@ -35,7 +35,7 @@ def renew(
     number = check_positive("lease", lease)
     settings = common.settings()
     with common.backend(settings) as backend:
-        found = find(backend, settings, number, common.instance)
+        found = find(common, backend, settings, number)
         sent_at = monotonic()
         reply = renewed(backend, Renewal(found.space, found.holder))
         expires_in = sent_at + found.lease.ttl / 1e6 - monotonic()

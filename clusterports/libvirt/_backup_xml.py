@@ -20,6 +20,10 @@ __all__ = ["BackupXml"]
 
 ROOT: Final = "domainbackup"
 
+MODES: Final = ("push", "pull")
+TRANSPORTS: Final = ("tcp", "unix", "fd")
+"""As libvirt knows them, capitals and blanks included; none is the first."""
+
 _NUMBER: Final = re.compile("[1-9][0-9]{0,4}")
 
 
@@ -28,7 +32,8 @@ class BackupXml:
 
     :param source: what it is called in errors, such as the name of its file.
     :raises ConfigurationError: with line and column, when it is not XML, or of another kind, or has a DTD (which could
-        name other files, or grow without end), or its port is not one.
+        name other files, or grow without end), or its port is not one; or when libvirt knows no such mode or transport,
+        or no server in this mode.
     """
 
     def __init__(self, text: str, source: str = "backup XML") -> None:
@@ -41,8 +46,12 @@ class BackupXml:
         def start(path: list[str], tag: Tag) -> None:
             if len(path) == 1:
                 found.append(tag)
+                self._check_value(tag, "mode", MODES)
             elif path == [ROOT, "server"] and not server:
                 server.append(tag)
+                if not self._is_pull(found[0]):
+                    self._xml.refuse("server: must be in a document with mode 'pull', got mode 'push', as no mode is")
+                self._check_value(tag, "transport", TRANSPORTS)
                 if self._is_tcp(found[0], tag):
                     self._check_port(tag.attributes.get("port", ""))
 
@@ -52,6 +61,12 @@ class BackupXml:
         self._xml.read(ROOT, start, end)
         self._root, self._server = found[0], server[0] if server else None
 
+    def _check_value(self, tag: Tag, key: str, values: tuple[str, ...]) -> None:
+        """Without it, it is the first of these. A capital letter must not make a backup one that needs no port."""
+        text = tag.attributes.get(key, values[0])
+        if text not in values:
+            self._xml.refuse(f"{key}: must be {', '.join(values[:-1])} or {values[-1]}; got {show(text)}")
+
     def _check_port(self, text: str) -> None:
         if text in ("", "0"):
             return
@@ -59,10 +74,12 @@ class BackupXml:
             self._xml.refuse(f"port: must be {PORT_BOUND}, or 0 for one that is free; got {show(text)}")
 
     @staticmethod
-    def _is_tcp(root: Tag, server: Tag | None) -> bool:
-        if root.attributes.get("mode") != "pull":
-            return False
-        return server is None or server.attributes.get("transport", "tcp") == "tcp"
+    def _is_pull(root: Tag) -> bool:
+        return root.attributes.get("mode") == "pull"
+
+    @classmethod
+    def _is_tcp(cls, root: Tag, server: Tag | None) -> bool:
+        return cls._is_pull(root) and (server is None or server.attributes.get("transport", "tcp") == "tcp")
 
     @property
     def tcp(self) -> bool:

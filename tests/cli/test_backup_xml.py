@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from clusterports.cli.backup_xml import backup_xml
+
 if TYPE_CHECKING:
     from cli.conftest import Command, Look, Main
 
@@ -149,7 +151,9 @@ def test_no_port_needed(document: str, main: Main) -> None:
     words = "clusterports: in.xml needs no port, so none was taken\n"
 
     assert (0, document, words) == main("backup-xml", "in.xml", "--url", NOWHERE)
-    assert (0, "- - -\n", "") == main("backup-xml", "in.xml", "--url", NOWHERE, "--output", "out.xml")
+    to_file = ("backup-xml", "in.xml", "--url", NOWHERE, "--output", "out.xml")
+    assert (0, "- - -\n", words) == main(*to_file)
+    assert (0, "- - -\n", "") == main(*to_file, "--quiet")
     assert document.encode() == Path("out.xml").read_bytes()
     assert {
         "schema": 1, "host": "h", "range": None, "protocol": "tcp", "ports": [], "lease": None, "fence": [],
@@ -185,16 +189,44 @@ def test_stdin(command: Command, look: Look) -> None:
     assert noted("<?xml version='1.0' encoding='latin1'?>" + asks_for(10809).replace("kvm-07", "höst"), look) == text
 
 
-def test_shell(command: Command, look: Look) -> None:
-    """The first line of the help's examples."""
-    line = 'read -r port lease fence < <("$@" --output out.xml --owner vm-1); cat out.xml; echo $port $lease $fence'
-    done = subprocess.run(
-        ["bash", "-c", line, "-", sys.executable, "-m", "clusterports.cli", "backup-xml", "in.xml"],
+def in_shell(command: Command, lines: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """These lines of a script for bash, in which ``clusterports backup-xml in.xml --output out.xml`` is "$@"."""
+    take = [sys.executable, "-m", "clusterports.cli", "backup-xml", "in.xml", "--output", "out.xml", *more]
+    return subprocess.run(
+        ["bash", "-c", lines, "-", *take],
         capture_output=True, text=True, cwd=command.directory, env=command.environment, timeout=PATIENCE, check=False,
     )  # fmt: skip
+
+
+def example() -> str:
+    """The lines of the help's example that take a port; what they run is "$@"."""
+    assert backup_xml.__doc__ is not None
+    lines: str
+    (lines,) = re.findall(r"^ +(taken=.*\n +read .*\n)", backup_xml.__doc__, re.MULTILINE)
+    taking = "clusterports backup-xml in.xml --output out.xml --ttl 60 --owner vm-1"
+    assert taking in lines
+    return lines.replace(taking, '"$@"')
+
+
+def test_shell(command: Command, look: Look) -> None:
+    """The example of the help."""
+    done = in_shell(command, f"{example()}cat out.xml; echo $port $lease $fence")
     (port,) = look().ports
 
     assert (f"{noted(asks_for(10809), look)}10809 {port.lease} {port.fence}\n", "") == (done.stdout, done.stderr)
+
+
+def test_shell_without_a_port(command: Command, look: Look) -> None:
+    """The example ends there, with the code of the command. Who goes on all the same finds no document of before."""
+    assert 0 == in_shell(command, example()).returncode
+    assert 0 == command("release", str(look().leases[0].lease)).returncode
+    command.environment["CLUSTERPORTS_RANGES__BACKUP__LAST"] = "10809"
+    assert 0 == command("acquire").returncode
+    done = in_shell(command, f"{example()}echo on")
+    heedless = in_shell(command, 'read -r port < <("$@"); cat out.xml')
+
+    assert (3, "", 1) == (done.returncode, done.stdout, len(done.stderr.splitlines()))
+    assert ("", "cat: out.xml: No such file or directory") == (heedless.stdout, heedless.stderr.splitlines()[-1])
 
 
 BOUND = "must be an integer from 1 to 65535, or 0 for one that is free"
@@ -216,6 +248,14 @@ BOUND = "must be an integer from 1 to 65535, or 0 for one that is free"
         (
             b"<?xml version='1.0' encoding='\x1b[31m'?><domainbackup/>",
             r"in.xml: encoding: must be UTF-8, US-ASCII, ISO-8859-n or windows-125n, got '\x1b[31m'",
+        ),
+        (
+            b"<domainbackup mode='Pull'/>",
+            "in.xml: line 1, column 1: mode: must be push or pull; got 'Pull'",
+        ),
+        (
+            b"<domainbackup mode='pull'><server transport='TCP'/></domainbackup>",
+            "in.xml: line 1, column 27: transport: must be tcp, unix or fd; got 'TCP'",
         ),
         (b" " * ((4 << 20) + 1), "file: must have at most 4194304 bytes, 'in.xml' has more"),
     ],
@@ -257,11 +297,100 @@ def test_bad_input(arguments: tuple[str, ...], message: str, main: Main) -> None
     assert (2, "", f"clusterports: {message}\n") == main("backup-xml", "--url", NOWHERE, *arguments)
 
 
+FULL = {"CLUSTERPORTS_RANGES__BACKUP__LAST": "10809"}
+FAILURES: list[tuple[int, tuple[str, ...], dict[str, str]]] = [
+    (2, ("missing.xml",), {}),
+    (2, ("bad.xml",), {}),
+    (2, ("in.xml", "--wait", "-1"), {}),
+    (2, ("in.xml", "--range", "bakcup"), {}),
+    (3, ("in.xml",), FULL),
+    (5, ("in.xml", "--url", NOWHERE), {"CLUSTERPORTS_TIMEOUT": "0.1"}),
+]
+
+
+@pytest.mark.parametrize(("code", "arguments", "environment"), FAILURES)
+def test_stale_output(
+    code: int, arguments: tuple[str, ...], environment: dict[str, str], script: Main, look: Look
+) -> None:
+    """Whatever fails, the document of an earlier run, whose port is held by nobody or by another, is there no more."""
+    Path("bad.xml").write_text("<domainbackup")
+    Path("link.xml").symlink_to("out.xml")
+    assert 0 == script("backup-xml", "in.xml", "--output", "out.xml")[0]
+
+    assert (code, "") == script("backup-xml", *arguments, "--output", "link.xml", **environment)[:2]
+    assert ["bad.xml", "in.xml", "link.xml"] == files()
+    assert 1 == len(look().leases)
+
+
+@pytest.mark.parametrize(("code", "arguments", "environment"), FAILURES)
+def test_output_of_others(code: int, arguments: tuple[str, ...], environment: dict[str, str], script: Main) -> None:
+    """Whatever fails, a file that no earlier run has written stays, whatever document it is."""
+    Path("bad.xml").write_text("<domainbackup")
+    Path("out.xml").write_text(asks_for(10809) + "<!-- clusterports: a dry run, so nobody holds port 1 of host h -->")
+    before = Path("out.xml").read_text()
+    script("acquire")
+
+    assert code == script("backup-xml", *arguments, "--output", "out.xml", **environment)[0]
+    assert before == Path("out.xml").read_text()
+
+
+@pytest.mark.parametrize("more", ["in.xml", "./in.xml", "- <in.xml"])
+def test_failed_in_place(more: str, command: Command) -> None:
+    """What was read is the user's, and stays."""
+    in_place = f'exec "$@" backup-xml {more} --output in.xml'
+    start = ["bash", "-c", in_place, "-", sys.executable, "-m", "clusterports.cli"]
+    codes, texts = [], []
+    for _ in range(2):
+        done = subprocess.run(start, capture_output=True, cwd=command.directory, env=command.environment, check=False)
+        codes.append(done.returncode)
+        texts.append((command.directory / "in.xml").read_text())
+
+    assert ([0, 3], texts[0]) == (codes, texts[1])
+    assert "port='10809'" in texts[0]
+
+
+def test_failed_dry_run(script: Main) -> None:
+    """A dry run removes no file either."""
+    assert 0 == script("backup-xml", "in.xml", "--output", "out.xml")[0]
+
+    assert 3 == script("backup-xml", "in.xml", "--output", "out.xml", "--dry-run", **FULL)[0]
+    assert ["in.xml", "out.xml"] == files()
+
+
+def test_without_hard_links(script: Main, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is replaced where no second name can be given to it, as on some file systems, and by some users."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    Path("out.xml").write_text("old")
+    monkeypatch.setattr(os, "link", refuse)
+
+    assert (0, "") == script("backup-xml", "in.xml", "--output", "out.xml")[::2]
+    assert noted(asks_for(10809), look) == Path("out.xml").read_text()
+    assert ["in.xml", "out.xml"] == files()
+
+
+def test_output_that_comes_meanwhile(script: Main, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory in its place is told, and nothing else is left: neither a port nor a file."""
+    replace = Path.replace
+
+    def late(self: Path, target: Path) -> Path:
+        Path("out.xml").mkdir()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    told = "clusterports: output: cannot write 'out.xml': Is a directory\n"
+
+    assert (1, "", told) == script("backup-xml", "in.xml", "--output", "out.xml")
+    assert (["in.xml", "out.xml"], ()) == (files(), look().leases)
+
+
 def test_exhausted(script: Main, look: Look) -> None:
-    """Without a free port it is code 3, and the output is left alone."""
+    """Without a free port it is code 3, and an output of somebody else's is left alone."""
     Path("out.xml").write_text("old")
     script("acquire", "--instance", "one")
-    code, out, err = script("backup-xml", "in.xml", "--output", "out.xml", CLUSTERPORTS_RANGES__BACKUP__LAST="10809")
+    code, out, err = script("backup-xml", "in.xml", "--output", "out.xml", **FULL)
 
     assert (3, "") == (code, out)
     assert "clusterports: Unable to find an unused port in range 'backup' (10809-10809)\n" == err

@@ -85,6 +85,65 @@ def test_bad_fence(main: Main) -> None:
     assert (2, "", told) == main("release", "7", "8", "x", "--url", "redis://127.0.0.1:1")
 
 
+# ---------------------------------------------------------------- what something else has
+
+
+def test_marked(script: Main, look: Look) -> None:
+    """A port that the job found in use is passed over for a while: the next one is given."""
+    _, lease, _ = script("acquire")[1].split()
+
+    assert (0, "", "") == script("release", "--foreign", lease)
+    assert [(10809, "tcp", "foreign")] == ports(look())
+    assert () == look().leases
+    assert 29e6 < (look().ports[0].free_in or 0) <= 30e6
+    assert "10810" == script("acquire")[1].split()[0]
+
+
+def test_marked_of_several(script: Main, look: Look) -> None:
+    """With fences only these; the lease and what else it holds stay."""
+    taken = json.loads(script("acquire", "--count", "3", "--json")[1])
+    lease, fences = str(taken["lease"]), list(map(str, taken["fence"]))
+    code, out, err = script("release", "--foreign", lease, fences[1], "--json", "--verbose")
+    said = json.loads(out)
+
+    assert (0, [10810], 1, False) == (code, said["ports"], said["foreign"], said["ended"])
+    assert "clusterports: gave back 10810/tcp on host 'h'; 1 marked as foreign" in err
+    states = {10809: "held", 10810: "foreign", 10811: "held"}
+    assert states == {port.number: port.state for port in look().ports}
+    assert [int(lease)] == [one.lease for one in look().leases]
+
+    said = json.loads(script("release", "--foreign", lease, "--json")[1])
+    assert ([10809, 10811], 2, True) == (said["ports"], said["foreign"], said["ended"])
+    assert {(number, "tcp", "foreign") for number in states} == set(ports(look()))
+
+
+def test_marked_at_most_half(script: Main, look: Look) -> None:
+    """Half of the range stays open to others, and a port that was taken without a range is just free."""
+    small = {"CLUSTERPORTS_RANGES__BACKUP__LAST": "10812"}
+    taken = json.loads(script("acquire", "--count", "3", "--json", **small)[1])
+    other = script("acquire", "--port", "8080")[1].split()[1]
+
+    assert 2 == json.loads(script("release", "--foreign", str(taken["lease"]), "--json", **small)[1])["foreign"]
+    assert 0 == json.loads(script("release", "--foreign", other, "--json")[1])["foreign"]
+    assert (["foreign"] * 2, ()) == ([port.state for port in look().ports], look().leases)
+
+
+def test_marked_in_the_cluster(script: Main, look: Look) -> None:
+    """Where numbers are those of the whole cluster, the host is kept at which it was seen."""
+    _, lease, _ = script("acquire", CLUSTERPORTS_RANGES__BACKUP__SCOPE="cluster")[1].split()
+
+    assert 0 == script("release", "--foreign", lease)[0]
+    assert [("foreign", "h")] == [(port.state, port.host) for port in look("cluster").ports]
+
+
+def test_marked_in_a_file(bare: Command) -> None:
+    """The same without a server."""
+    _, lease, _ = bare("acquire").stdout.split()
+
+    assert 0 == bare("release", "--foreign", lease).returncode
+    assert "10810" == bare("acquire").stdout.split()[0]
+
+
 # ---------------------------------------------------------------- by force
 
 
@@ -246,6 +305,7 @@ def test_ended_meanwhile(
     ("arguments", "message"),
     [
         (("--yes", "7"), "yes: must be given together with --force"),
+        (("--foreign", "--force", "h", "1"), "foreign: must not be given together with --force"),
         (("--force", "h"), "force: must be given with HOST and PORT, got 'h'"),
         (("--force", "h", "1", "2"), "force: must be given with HOST and PORT, got 'h 1 2'"),
         (("--force", "h", "x"), "port: must be an integer from 1 to 65535, got 'x'"),

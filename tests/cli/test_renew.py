@@ -50,11 +50,13 @@ def test_json(script: Main) -> None:
 
 @pytest.mark.parametrize("command", ["renew", "release"])
 def test_not_there(command: str, script: Main) -> None:
-    """A lease that is gone is code 4, as one that never was, or is on another host: it cannot be told."""
+    """A lease that is gone is code 4, as one that never was, or is on another host: who named none is told to."""
     _, lease, _ = script("acquire", "--host", "far")[1].split()
-    told = f"clusterports: There is no lease {lease} on host 'h': it ran out, was released, or never was\n"
+    told = f"clusterports: There is no lease {lease} on host 'h': it ran out, was released, or never was"
+    hint = "; if its ports are on another host, name that with --host"
 
-    assert (4, "", told) == script(command, lease)
+    assert (4, "", f"{told}{hint}\n") == script(command, lease)
+    assert (4, "", f"{told}\n") == script(command, lease, "--host", "h")
     assert (0, "") == script(command, lease, "--host", "far")[::2]
 
 

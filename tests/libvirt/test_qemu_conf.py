@@ -69,11 +69,13 @@ def test_refused(h1: Host) -> None:
 
 
 def test_accepted(h1: Host) -> None:
-    """A file that libvirtd starts with gives the ranges."""
+    """A file that libvirtd starts with gives the ranges, whatever encoding its comments and other values have."""
     h1.kill()
     h1.write_conf(
         "backup_port_min = 10809\nbackup_port_max = 10810\nmigration_port_min = 50000\nmigration_port_max = 50001\n"
     )
+    with h1.conf.open("ab") as conf:
+        conf.write(b"# caf\xe9\nvnc_password = 'caf\xe9'\n")
     h1.start()
     h1.connect().close()
     ranges = Settings(libvirt_conf=str(h1.conf)).port_ranges()

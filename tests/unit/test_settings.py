@@ -864,15 +864,25 @@ def test_libvirt_conf_and_a_range_that_does_not_fit() -> None:
 
 
 def test_libvirt_conf_that_cannot_be_read(work: Path) -> None:
-    """Missing, a directory, another encoding: the file is named, and what named the file."""
+    """Missing, a directory: the file is named, and what named the file."""
     Path("latin").write_bytes(b"# \xe9")
     Path("clusterports.toml").write_text("\nlibvirt_conf = 'no.conf'")
 
     assert "libvirt_conf (clusterports.toml:2): there is no file 'no.conf'" == refusal()
     assert f"libvirt_conf: '{work}': cannot be read: Is a directory" == refusal(libvirt_conf=work)
     assert "libvirt_conf: there is no file 'latin/x'" == refusal(libvirt_conf="latin/x")
-    assert "libvirt_conf: 'latin': must be UTF-8, got the byte 0xe9 in line 1" == refusal(libvirt_conf="latin")
     assert "libvirt_conf: '/dev/zero': must be a file of at most 10485760 bytes" == refusal(libvirt_conf="/dev/zero")
+
+
+def test_libvirt_conf_in_another_encoding(work: Path) -> None:
+    """libvirt takes any bytes; where one is in a message, it is one that can be printed."""
+    conf = work / "qemu.conf"
+    conf.write_bytes(b"# \xe9\nvnc_password = 'caf\xe9'\nbackup_port_min = 10810 # \xff\n")
+
+    assert 10810 == Settings(libvirt_conf=str(conf)).port_ranges()["backup"].first
+    conf.write_bytes(b"backup_port_min = caf\xe9\n")
+    told = f"{conf}:1: backup_port_min: expecting a value, got 'caf\\udce9'"
+    assert told == refusal(libvirt_conf=conf)
 
 
 @pytest.mark.usefixtures("nobody")
