@@ -25,8 +25,15 @@ TRIES: Final = 32
 GUESSES: Final = 3
 """How often, where the host only says that it cannot bind."""
 
+VNC_FIRST: Final = 5900
+"""The port of VNC's display 0."""
+
 _RESERVED: Final = re.compile(r"Failed to reserve port (\d+)")
 _SPICE: Final = re.compile(r"Spice: .*binding socket to .*:(\d+) failed")
+_VNC: Final = re.compile(r": -vnc (?:\[[^\]\s]*\]|[^\s:\[]*):(\d+)((?:,\S*)?): .*Address already in use")
+_WEBSOCKET: Final = re.compile(r",websocket=(\d+)")
+_INCOMING: Final = re.compile(r": -incoming \S*:(\d+)(?:,\S*)?: .*Address already in use")
+_COMMAND: Final = re.compile(r"(?:nbd-server-start|migrate-incoming)\b.*Address already in use")
 
 T = TypeVar("T")
 
@@ -86,14 +93,20 @@ def attempt(
 
 
 def in_use(error: Exception, given: Sequence[Allocation]) -> tuple[set[Allocation], bool]:
-    """Which of the ports are in use on the host, if that is what the error says: all, where it does not say which. And
-    whether that is certain: spice does not say why it cannot bind a port.
+    """Which of the ports are in use on the host, if that is what the error says, and whether that is certain: spice
+    does not say why it cannot bind a port.
+
+    QEMU names the option or the command that failed. An option has the number with it; a command has not, and then it
+    may be any of the ports. What else a domain listens on, a serial console perhaps, is on ports that are not ours.
     """
     text = str(error)
-    for pattern, certain in ((_RESERVED, True), (_SPICE, False)):
-        if numbers := {int(number) for number in pattern.findall(text)}:
-            return {port for port in given if port.number in numbers}, certain
-    return set(given) if "Address already in use" in text else set(), True
+    named = {int(number) for pattern in (_RESERVED, _INCOMING) for number in pattern.findall(text)}
+    for display, options in _VNC.findall(text):
+        named |= {VNC_FIRST + int(display), *map(int, _WEBSOCKET.findall(options))}
+    spice = set(map(int, _SPICE.findall(text)))
+    if named or spice:
+        return {port for port in given if port.number in (named or spice)}, bool(named)
+    return set(given) if _COMMAND.search(text) else set(), True
 
 
 def take(
@@ -101,8 +114,19 @@ def take(
 ) -> list[Allocation]:
     """The ports that all of them ask for, or none. ``skip``: numbers that none is to get, but who names one.
 
+    What the allocator's probe keeps of them is let go: it is QEMU that is to bind them.
+
     :raises: what :meth:`PortAllocator.acquire` raises.
     """
+    given = _taken(ports, requests, wait, skip)
+    for port in given:
+        ports._discard_socket(port)
+    return given
+
+
+def _taken(
+    ports: PortAllocator, requests: Sequence[PortRequest], wait: float, skip: Collection[int]
+) -> list[Allocation]:
     if len(requests) <= 1 or not wait:
         return ports._acquire_all(requests, skip=skip, wait=wait)
     until = monotonic() + wait

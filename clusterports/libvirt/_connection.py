@@ -34,7 +34,7 @@ class Connection:
     """
 
     def __init__(self, connect: Connect, *, host: str | None, events: bool, heard: Callable[[str], None]) -> None:
-        if not (isinstance(connect, str) or callable(connect) or hasattr(connect, "domainEventRegisterAny")):
+        if not (isinstance(connect, str) or callable(connect) or _is_connection(connect)):
             raise ConfigurationError(
                 f"connect: must be a URI, a connection, or a function that opens one, got {show(connect)}"
             )
@@ -58,6 +58,7 @@ class Connection:
         """The connection; a new one, if it was found broken.
 
         :raises libvirtError: the daemon is not there.
+        :raises ConfigurationError: it is no connection, or of another host than this one.
         :raises ClusterPortsError: it was closed, or is the parent's.
         """
         if self._forks != Process.forks:
@@ -93,7 +94,10 @@ class Connection:
             with suppress(libvirt.libvirtError):  # a driver without a daemon has none
                 connection.setKeepAlive(*KEEPALIVE)
             return connection
-        return cast("Callable[[], Any]", self._connect)() if callable(self._connect) else self._connect
+        connection = cast("Callable[[], Any]", self._connect)() if callable(self._connect) else self._connect
+        if not _is_connection(connection):
+            raise ConfigurationError(f"connect: the function must give an open connection, got {show(connection)}")
+        return connection
 
     def _check_host(self, uri: str) -> None:
         try:
@@ -146,3 +150,7 @@ class Connection:
 
     def _broken(self, *_: object) -> None:
         self._heard("")
+
+
+def _is_connection(given: object) -> bool:
+    return hasattr(given, "domainEventRegisterAny")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import queue
+import shlex
 import threading
+import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from ._connection import Connect
 
-__all__ = ["GONE", "LABEL_DOMAIN", "HostJobs", "own_labels"]
+__all__ = ["GONE", "LABEL_DOMAIN", "NO_DOMAIN", "HostJobs", "age", "own_labels"]
 
 logger = logging.getLogger("clusterports")
 
@@ -48,8 +50,11 @@ STARTING: Final = 10.0
 CLOSING: Final = 5.0
 """Seconds for which the end of watching is waited for: a daemon that hangs must not hold up a program that ends."""
 
-GONE: Final = (42, 55)
-"""libvirt's errors for a domain that is not there, or not running: NO_DOMAIN and OPERATION_INVALID."""
+NO_DOMAIN: Final = 42
+"""libvirt's error for a domain that is not there."""
+
+GONE: Final = (NO_DOMAIN, 55)
+"""The same, or it is not running: OPERATION_INVALID."""
 
 
 _watched: WeakKeyDictionary[PortAllocator, set[tuple[str, str]]] = WeakKeyDictionary()
@@ -68,6 +73,16 @@ def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str 
             raise ConfigurationError(f"labels: {key!r} is set by clusterports itself")
     own = {LABEL_JOB: kind, LABEL_DOMAIN: uuid}
     return {**(labels or {}), **own, **({LABEL_USE: use} if use else {})}
+
+
+def age(port: Allocation) -> float:
+    """How many seconds ago a port was taken, for a job that was begun at once.
+
+    By the store's clock up to the resume, since then by ours, so it is no matter whether they agree. Either may have
+    stepped: back, and what looks younger is just waited for. Forward, by more than LONGEST_BEGIN, and the port of a
+    begin that is under way is given back early; then QEMU refuses it to others, and it is claimed again.
+    """
+    return time.time() - port.acquired_at.timestamp()
 
 
 class HostJobs(ABC, Generic[J]):
@@ -111,6 +126,7 @@ class HostJobs(ABC, Generic[J]):
 
         :raises ConfigurationError: the connection is to another machine, and ``host`` does not say which; or another
             object watches the host already with this allocator.
+        :raises LeaseLost: a newer process runs under the allocator's instance name.
         """
         binding()
         with self._starting:
@@ -159,6 +175,8 @@ class HostJobs(ABC, Generic[J]):
             )
         if self._closed:
             raise ClusterPortsError(f"This {type(self).__name__} is closed")
+        if self._ports._superseded:
+            raise self._ports._superseded_error(next(iter(self._ports._superseded)))
 
     def __enter__(self) -> Self:
         self.start()
@@ -230,7 +248,7 @@ class HostJobs(ABC, Generic[J]):
         finally:
             if self._ledger.begun(job):
                 self._heard.put(job.uuid)
-            if self._closed:
+            if self._closed or self._ports._superseded:
                 job._end_of_watch(done=False)
 
     def _look(self, uuid: str) -> None:
@@ -254,6 +272,7 @@ class HostJobs(ABC, Generic[J]):
 
         :raises libvirtError: the daemon is not there. Nothing is given back then.
         :raises BackendError: the store is away.
+        :raises LeaseLost: a newer process runs under this instance name. What runs is for it to watch.
         """
         self.start()
         self._reconcile()
@@ -301,13 +320,22 @@ class HostJobs(ABC, Generic[J]):
             if port.labels.get(LABEL_DAEMON) != self._connection.daemon:
                 if port.fence not in self._of_others:
                     self._of_others.add(port.fence)
-                    logger.warning("%r is of another libvirt daemon than %s", port, self._connection.daemon)
+                    logger.warning(
+                        "%r is of another libvirt daemon than %s, and stays held. Watch that one; or once nothing runs"
+                        " on it any more: clusterports release --force %s %d",
+                        port,
+                        self._connection.daemon,
+                        shlex.quote(port.host),
+                        port.number,
+                    )
                 continue
             jobs = self._ledger.of(uuid)
             if port._released or any(job._busy for job in jobs):  # it was given back, or taken, this moment
                 continue
             mates = (job for job in jobs if port.number in job._numbers or not job._has(port.labels.get(LABEL_USE, "")))
-            self._hold(port, next(mates, None), uuid, names.get(uuid))
+            mate = next(mates, None)
+            asked = monotonic() - age(port)
+            self._hold(port, mate, uuid, names.get(uuid))._asked = asked if mate is None else max(asked, mate._asked)
 
     def _adopt(self, uuid: str, name: str, number: int, use: str, job: J | None) -> J | None:
         """Hold a port that a job of the host uses, unless another manager does."""
@@ -395,10 +423,20 @@ class HostJobs(ABC, Generic[J]):
                 self._note(None)
             except Exception as error:  # noqa: BLE001  # whatever it is, watching goes on
                 self._note(error)
+                if self._ports._superseded:
+                    self._yield()
+                    return
             due = self._next()
 
     def _next(self) -> float:
-        return monotonic() + (AGAIN if self._trouble else self._interval)
+        now = monotonic()
+        return now + (AGAIN if self._trouble else min(self._interval, max(AGAIN, self._ledger.due - now)))
+
+    def _yield(self) -> None:
+        """What runs on the host, and its ports, are a newer process's of this instance."""
+        for job in self.jobs():
+            if self._ledger.strike(job):
+                job._end_of_watch(done=False)
 
     def _note(self, error: Exception | None) -> None:
         """Say it once, not with each attempt."""

@@ -163,8 +163,8 @@ class Ledger(list[J]):
                 elif job._missed is not None and now >= job._over_at(job._missed):
                     found.append(job)
                 else:
-                    job._missed = now if job._missed is None else job._missed
-                    self.due = min(self.due, job._over_at(job._missed))
+                    missed = job._missed = now if job._missed is None else job._missed
+                    self.due = min(self.due, job._over_at(missed))
             return found
 
     def lacking(self, uuid: str, using: Mapping[int, str], held: Collection[int]) -> tuple[J | None, list[int]]:

@@ -48,10 +48,12 @@ class Places(NamedTuple):
 class Xml:
     """A document. ``source``: what it is called in errors, such as the name of its file.
 
-    :raises ConfigurationError: with line and column, for what no document can hold.
+    :raises ConfigurationError: with line and column, for what no document can hold; or it is no text.
     """
 
     def __init__(self, text: str, source: str) -> None:
+        if not isinstance(text, str):  # of what it is the type alone is told: it may have a password
+            raise ConfigurationError(f"xml: must be text (str), got {type(text).__name__}")
         self._source = source
         self._parser = expat.ParserCreate("UTF-8", namespace_separator=" ")
         try:

@@ -7,13 +7,14 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterports._lease import Process, monotonic
+from clusterports._text import show
 from clusterports._wants import check_wait
-from clusterports.errors import ClusterPortsError
+from clusterports.errors import ClusterPortsError, ConfigurationError
 from clusterports.ranges import PortRequest
 
 from ._backup_xml import BackupXml
 from ._binding import binding, code
-from ._jobs import GONE, HostJobs
+from ._jobs import GONE, NO_DOMAIN, HostJobs
 from ._ledger import Job, Using
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ __all__ = ["Backup", "BackupPorts"]
 
 logger = logging.getLogger("clusterports")
 
-NO_BACKUP: Final = 104
-"""libvirt's error for a domain without a backup job, VIR_ERR_NO_DOMAIN_BACKUP."""
+NONE: Final = (3, 104, *GONE)
+"""libvirt's errors for a domain without a backup job: also NO_SUPPORT of a driver that knows none, and
+NO_DOMAIN_BACKUP.
+"""
 
 AGAIN: Final = 0.25
 """Seconds between two looks of one who waits for the end, should no event come."""
@@ -58,8 +61,10 @@ class Backup(Job):
 
         :raises ClusterPortsError: it is not over after ``timeout`` seconds, and its port stays held until it is; or its
             host is not watched any more.
+        :raises ConfigurationError: ``timeout`` is out of its bounds, 0 to a year.
         :raises libvirtError: the daemon is not there, or refuses.
         """
+        check_wait(timeout, "timeout")
         if self.done:
             return
         self._jobs._check()
@@ -134,22 +139,24 @@ class BackupPorts(HostJobs[Backup]):
     ) -> Backup:
         """Begin a backup, as libvirt's ``backupBegin`` does, on a port that is this backup's own.
 
-        ``domain``: a ``virDomain``, or the name or UUID of one. ``xml``: the ``<domainbackup>``. A TCP server without
-        a port gets one of the range; a port that is named is claimed, and not changed; what needs no port, a unix
-        socket or push mode, is left alone. Where QEMU says that something else has the port, it is marked as foreign
-        and the next one tried; name an IPv4 address for that, since QEMU is content with IPv6 where a name, or ``::``,
-        stands for both and only IPv4 is in use. ``owner``: default the domain's name. ``wait``: seconds to wait for a
-        free port.
+        ``domain``: a ``virDomain``, of any connection to the host, or the name or UUID of one. ``xml``: the
+        ``<domainbackup>``. A TCP server without a port gets one of the range; a port that is named is claimed, and not
+        changed; what needs no port, a unix socket or push mode, is left alone. Where QEMU says that something else has
+        the port, it is marked as foreign and the next one tried; name an IPv4 address for that, since QEMU is content
+        with IPv6 where a name, or ``::``, stands for both and only IPv4 is in use. ``owner``: default the domain's
+        name. ``wait``: seconds to wait for a free port.
 
         If the outcome of a begin is not known, since the connection broke, its port stays held until libvirt can be
         asked.
 
         :raises PortInUse: the port that is named is held, or something else has it. QEMU was not asked, or refused.
         :raises PortsExhausted: no port of the range is free.
-        :raises ConfigurationError: the XML is none, or its port is no port.
+        :raises ConfigurationError: the XML is none, or its port is no port; or the ``virDomain`` is of another host.
         :raises libvirtError: libvirt refuses the backup. Nothing stays held.
         :raises: what :meth:`PortAllocator.acquire` raises.
         """
+        if not isinstance(domain, str) and not hasattr(domain, "UUIDString"):
+            raise ConfigurationError(f"domain: must be a virDomain, or the name or UUID of one, got {show(domain)}")
         asked = BackupXml(xml)
         until = monotonic() + check_wait(wait)
         self.start()
@@ -172,13 +179,17 @@ class BackupPorts(HostJobs[Backup]):
         return job
 
     def _domain(self, domain: Any) -> Any:
-        if not isinstance(domain, str):
-            return domain
+        """By our own connection: whatever is done with it is done on the host where its port is held."""
         connection = self._connection.get()
+        named = isinstance(domain, str)
         try:
-            return connection.lookupByUUIDString(domain)
-        except binding().libvirtError:
-            return connection.lookupByName(domain)
+            return connection.lookupByUUIDString(domain if named else domain.UUIDString())
+        except binding().libvirtError as error:
+            if named:
+                return connection.lookupByName(domain)
+            if code(error) != NO_DOMAIN:
+                raise
+            raise ConfigurationError(f"domain: {show(domain.name())} is not on host {self.host!r}") from error
 
     def _abort(self, job: Backup, refused: list[Exception]) -> None:
         """``refused``: where to put what is in the way."""
@@ -194,7 +205,7 @@ class BackupPorts(HostJobs[Backup]):
         try:
             found = BackupXml(domain.backupGetXMLDesc())
         except binding().libvirtError as error:
-            if code(error) in (NO_BACKUP, *GONE):
+            if code(error) in NONE:
                 return None
             raise
         return {} if found.port is None else {found.port: ""}

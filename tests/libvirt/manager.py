@@ -3,7 +3,7 @@
 What it is to do comes as JSON: ``url`` of the store, ``instance``, ``ttl``, ``quarantine``, ``hosts`` (names and URIs),
 and ``jobs``, one after another: ``host``, ``domain``, ``xml``, and ``nbd``, where to pull from with ``{port}`` in it.
 It tells of each job that it has begun and on which port, then the checksum of what it pulled, then that it has ended.
-With ``hold`` it waits for a line before the pull; with ``resume`` it ends what it finds.
+With a job's ``hold`` it waits for a line before the pull; with ``resume`` it ends what it finds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(task: dict[str, Any]) -> None:
         for job in task["jobs"]:
             with hosts[job["host"]].begin(job["domain"], job["xml"]) as backup:
                 tell(began=job["domain"], host=backup.host, port=backup.port.number, fence=backup.port.fence)
-                if task.get("hold"):
+                if job.get("hold"):
                     sys.stdin.readline()
                 nbd = job["nbd"].format(port=backup.port.number)
                 subprocess.run(["qemu-img", "convert", "-O", "raw", nbd, raw], check=True)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import missing
 from hypervisors import NEVER, PATIENCE, eventually, sha256, states
 
-from clusterports import PortAllocator, PortInUse, PortsExhausted, Settings
+from clusterports import ClusterPortsError, ConfigurationError, PortAllocator, PortInUse, PortsExhausted, Settings
 from clusterports._names import host_space
 from clusterports.libvirt import Backup, BackupPorts, _ledger
 from clusterports.libvirt._backup_xml import BackupXml
+from clusterports.libvirt._binding import binding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,21 +63,6 @@ def comparing(ports: PortAllocator, h1: Host) -> Iterator[BackupPorts]:
 def watched(ports: PortAllocator, host: Host, interval: float) -> Iterator[BackupPorts]:
     with BackupPorts(ports, host.uri, host=host.name, interval=interval) as backups:
         yield backups
-
-
-class Asked:
-    """A domain that counts how often libvirt is asked for a backup."""
-
-    def __init__(self, vm: Vm) -> None:
-        self._domain = vm.domain
-        self.asked = 0
-
-    def backupBegin(self, *arguments: Any) -> int:  # noqa: N802
-        self.asked += 1
-        return int(self._domain.backupBegin(*arguments))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._domain, name)
 
 
 def number(backup: Backup) -> int:
@@ -148,19 +135,27 @@ def test_push(ports: PortAllocator, backups: BackupPorts, h1: Host) -> None:
 # ---------------------------------------------------------------- who has which port
 
 
-def test_two_ports_for_three(h1: Host, stack: ExitStack, tmp_path: Path) -> None:
+def test_two_ports_for_three(h1: Host, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ports, two backups at a time get one each; an explicit one is refused before libvirt hears of it."""
     conf = tmp_path / "qemu.conf"
     conf.write_text("backup_port_min = 10809\nbackup_port_max = 10810\n")
     settings = Settings(url="memory://", libvirt_conf=str(conf))
     backups = stack.enter_context(watched(stack.enter_context(PortAllocator(settings=settings)), h1, NEVER))
     vm1, vm2, vm3 = (h1.vm(f"vm{index}") for index in (1, 2, 3))
+    begun: list[str] = []
+    begin = binding().virDomain.backupBegin
+
+    def asked(domain: Any, *arguments: Any) -> Any:
+        begun.append(domain.name())
+        return begin(domain, *arguments)
+
+    monkeypatch.setattr(binding().virDomain, "backupBegin", asked)
     first = backups.begin(vm1.domain, vm1.backup_xml())
-    asked = Asked(vm2)
     with pytest.raises(PortInUse, match=r"^Port 10809/tcp on host 'h1' is held by instance .*, owner 'vm1'"):
-        backups.begin(asked, vm2.backup_xml(port=10809))
-    second = backups.begin(asked, vm2.backup_xml())
-    assert (10809, 10810, 1) == (number(first), number(second), asked.asked)
+        backups.begin(vm2.domain, vm2.backup_xml(port=10809))
+    assert ["vm1"] == begun
+    second = backups.begin(vm2.domain, vm2.backup_xml())
+    assert (10809, 10810, ["vm1", "vm2"]) == (number(first), number(second), begun)
     with pytest.raises(PortsExhausted, match=r"^Unable to find an unused port in range 'backup' \(10809-10810\)$"):
         backups.begin(vm3.domain, vm3.backup_xml())
     vm1.domain.abortJob()
@@ -195,6 +190,29 @@ def test_failed_begin(ports: PortAllocator, backups: BackupPorts, h1: Host, wron
     assert ({}, [], []) == (states(ports), ports.allocations(), backups.jobs())
     with backups.begin(vm.domain, vm.backup_xml()) as backup:
         assert 10809 == number(backup)
+
+
+def test_domain_of_another_host(ports: PortAllocator, backups: BackupPorts, h1: Host, h2: Host) -> None:
+    """One that is not on this host is refused before anything is taken, and served nowhere."""
+    vm = h2.vm("vm1")
+    with pytest.raises(ConfigurationError, match=r"^domain: 'vm1' is not on host 'h1'$"):
+        backups.begin(vm.domain, vm.backup_xml())
+    assert ({}, [], False) == (states(ports), backups.jobs(), h2.listens(10809))
+
+
+def test_driver_without_backups(ports: PortAllocator) -> None:
+    """A driver that knows no backups refuses one, and nothing stays held. libvirt has such a one, without a daemon."""
+    try:
+        binding()
+    except ClusterPortsError as exc:
+        missing(exc)
+    with (
+        BackupPorts(ports, "test:///default", host="h1", interval=NEVER) as backups,
+        pytest.raises(binding().libvirtError, match="not supported by the connection driver") as raised,
+    ):
+        backups.begin("test", "<domainbackup mode='pull'/>")
+    assert not hasattr(raised.value, "__notes__")
+    assert ({}, []) == (states(ports), backups.jobs())
 
 
 def test_foreign_process(ports: PortAllocator, backups: BackupPorts, h1: Host) -> None:
@@ -360,7 +378,7 @@ def test_begun_outside(ports: PortAllocator, comparing: BackupPorts, h1: Host) -
 
 
 @contextmanager
-def manager(url: str, hosts: list[Host], jobs: list[dict[str, str]], **more: Any) -> Iterator[subprocess.Popen[str]]:
+def manager(url: str, hosts: list[Host], jobs: list[dict[str, Any]], **more: Any) -> Iterator[subprocess.Popen[str]]:
     """A process that does these jobs. It is killed at the end of the block."""
     task = {"url": url, "hosts": {host.name: host.uri for host in hosts}, "jobs": jobs, "ttl": 30.0, **more}
     pipe = subprocess.PIPE
@@ -382,21 +400,23 @@ def told(process: subprocess.Popen[str]) -> dict[str, Any]:
     return said
 
 
-def job_of(vm: Vm) -> dict[str, str]:
+def job_of(vm: Vm, *, hold: bool = False) -> dict[str, Any]:
     return {
         "host": vm.host.name,
         "domain": vm.name,
         "xml": vm.backup_xml(),
         "nbd": f"nbd://{vm.host.address}:{{port}}/vda",
+        "hold": hold,
     }
 
 
 def test_manager_comes_back(valkey: servers.ServerStore, h1: Host) -> None:
     """A manager that comes back under its name within the TTL finds the backup that its predecessor began."""
     vm = h1.vm("vm1")
-    with manager(valkey.url, [h1], [job_of(vm)], instance="mgr", hold=True) as first:
+    with manager(valkey.url, [h1], [job_of(vm, hold=True)], instance="mgr") as first:
         began = told(first)
     assert 10809 == reported(vm)
+    assert vm.checksum == vm.pull(10809)
     with manager(valkey.url, [h1], [], instance="mgr", resume=True) as second:
         found = told(second)
         assert second.wait(PATIENCE) == 0
@@ -411,8 +431,8 @@ def test_manager_does_not_come_back(
 ) -> None:
     """After the TTL nobody gets the port while QEMU serves on it: the next manager holds it till its end."""
     vm, other = h1.vm("vm1"), h1.vm("vm2")
-    dying = {"instance": "mgr", "ttl": 0.5, "quarantine": quarantine, "hold": True}
-    with manager(valkey.url, [h1], [job_of(vm)], **dying) as first:
+    dying = {"instance": "mgr", "ttl": 0.5, "quarantine": quarantine}
+    with manager(valkey.url, [h1], [job_of(vm, hold=True)], **dying) as first:
         assert 10809 == told(first)["port"]
     ports = stack.enter_context(PortAllocator(valkey.url))
 
@@ -472,19 +492,23 @@ def test_two_managers(valkey: servers.ServerStore, h1: Host, h2: Host) -> None:
             assert began["began"] == told(process)["ended"]
         return count
 
-    def jobs(vms: list[Vm], count: int) -> list[dict[str, str]]:
-        return [job_of(vms[index % 2]) for index in range(count)]
+    def jobs(vms: list[Vm], count: int, hold: int = 0) -> list[dict[str, Any]]:
+        return [job_of(vms[index % 2], hold=index + 1 == hold) for index in range(count)]
 
     with manager(valkey.url, hosts, jobs(b, 20), instance="mgr-b") as steady:
         finished: list[int] = []
         thread = threading.Thread(target=lambda: finished.append(work(steady, 20)))
         thread.start()
-        with manager(valkey.url, hosts, jobs(a, 20), instance="mgr-a") as killed:
+        with manager(valkey.url, hosts, jobs(a, 20, hold=10), instance="mgr-a") as killed:
             assert 9 == work(killed, 9)
-            assert "vm2" != told(killed)["began"]  # the tenth has begun, and ends with its manager
+            tenth = told(killed)
+            assert ("vm1", "h2") == (tenth["began"], tenth["host"])
+            assert killed.poll() is None
         assert killed.returncode < 0
+        assert tenth["port"] == reported(a[1]), "it goes on without its manager"
         with manager(valkey.url, hosts, jobs(a, 11), instance="mgr-a", resume=True) as back:
-            assert "vm1" == told(back)["found"]
+            found = told(back)
+            assert (tenth["port"], tenth["fence"]) == (found["port"], found["fence"])
             assert 11 == work(back, 11)
             said = back.communicate(timeout=PATIENCE)[1]
         thread.join(60)

@@ -17,7 +17,7 @@ __all__ = ["PATIENCE", "Daemon", "Domain", "FakeError"]
 PATIENCE: Final = 15.0
 """Seconds until a test gives up waiting; none takes this long when all is well."""
 
-INTERNAL, SYSTEM, NO_DOMAIN, INVALID, NO_BACKUP = 1, 38, 42, 55, 104
+INTERNAL, NO_SUPPORT, SYSTEM, NO_DOMAIN, INVALID, NO_BACKUP = 1, 3, 38, 42, 55, 104
 
 COMPLETED, LIFECYCLE, STOPPED = 21, 0, 5
 
@@ -180,7 +180,7 @@ class Connection:
 
     def domainEventRegisterAny(self, domain: None, kind: int, call: Callable[..., Any], opaque: Any) -> int:
         if self.asked().mute:
-            raise FakeError(3, "this function is not supported by the connection driver")
+            raise FakeError(NO_SUPPORT, "this function is not supported by the connection driver")
         self._last += 1
         self.calls.append((self._last, kind, call, opaque))
         return self._last

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from allocator.kit import _SYNC, Fault, Told
+from allocator.kit import _SYNC, Fault, Told, unused
 from unit import fake_libvirt
 from unit.fake_libvirt import PATIENCE, Daemon, Domain, FakeError
 
@@ -21,6 +21,7 @@ from clusterports import (
     BackendUnavailable,
     ClusterPortsError,
     ConfigurationError,
+    LeaseLost,
     PortAllocator,
     PortInUse,
     PortRange,
@@ -30,6 +31,7 @@ from clusterports._backends import intact
 from clusterports._lease import Process, monotonic
 from clusterports.libvirt import BackupPorts, _attempt, _binding, _jobs
 from clusterports.libvirt._ledger import LONGEST_BEGIN
+from clusterports.probe import HeldSockets, bound
 from clusterports_memory import MemoryBackend
 from clusterports_memory import Store as MemorySpaces
 
@@ -55,8 +57,13 @@ class Store:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        self._spaces = MemorySpaces()
+        self._passed = 0.0
+        self._spaces = MemorySpaces(clock=lambda: round((monotonic() + self._passed) * 1e6))
         self._made: list[Any] = []
+
+    def later(self, seconds: float) -> None:
+        """Let so much time pass, for the store alone."""
+        self._passed += seconds
 
     def allocator(self, *, backend: Any = None, **arguments: Any) -> PortAllocator:
         arguments = {"host": "h1", "ranges": [RANGE], "probe": False, "ttl": 30.0, **arguments}
@@ -196,6 +203,16 @@ def test_end_takes_too_long(store: Store, daemon: Daemon, vm: Domain) -> None:
     assert backup.done
 
 
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_bad_timeout(store: Store, daemon: Daemon, timeout: Any) -> None:
+    """Seconds that are none are refused by name, value and bound, and nothing is ended."""
+    backup = store.backups().begin("vm1", PULL)
+    for call in (backup.end, backup.wait):
+        with pytest.raises(ConfigurationError, match=f"timeout: must be a number of seconds from 0 to .*{timeout!r}"):
+            call(timeout)
+    assert (False, 0) == (backup.done, daemon.aborts)
+
+
 @pytest.mark.parametrize("tell", [True, False])
 def test_end_of_one_that_is_gone(store: Store, daemon: Daemon, vm: Domain, tell: bool) -> None:
     """To end a backup whose domain is gone, or has another job by now, is to find it over."""
@@ -227,6 +244,26 @@ def test_domain(store: Store, daemon: Daemon, vm: Domain, by: str) -> None:
     given = {"name": "vm1", "uuid": vm.uuid, "domain": daemon.open().lookupByName("vm1")}
     backup = store.backups().begin(given[by], PULL)
     assert ("vm1", vm.uuid, 10809) == (backup.domain, backup.uuid, vm.port)
+
+
+def test_domain_of_another_host(store: Store, daemon: Daemon) -> None:
+    """One that is not on this host is refused before a port is taken: QEMU would serve on another."""
+    other = Daemon()
+    other.vm("vm9")
+    ports = store.allocator()
+    backups = store.backups(ports)
+    with pytest.raises(ConfigurationError, match=r"^domain: 'vm9' is not on host 'h1'$"):
+        backups.begin(other.open().lookupByName("vm9"), PULL)
+    assert ([], [], {}) == (other.begun, backups.jobs(), store.ports())
+
+
+def test_domain_by_another_connection(store: Store, daemon: Daemon) -> None:
+    """Whoever looked it up, a domain's backup is begun by the connection to the host where its port is held."""
+    other = Daemon()
+    other.vm("vm1")
+    backup = store.backups().begin(other.open().lookupByName("vm1"), PULL)
+    assert ([10809], [None]) == ([int(backup.port)], [vm.port for vm in other.domains.values()])
+    assert 10809 == daemon.domains["vm1"].port
 
 
 @pytest.mark.parametrize(
@@ -315,6 +352,21 @@ def test_refused(store: Store, daemon: Daemon) -> None:
     assert ([], [], {}) == (backups.jobs(), numbers(ports), store.ports())
 
 
+def test_driver_without_backups(store: Store, daemon: Daemon) -> None:
+    """Nor does one that libvirt has no way to carry out, nor to be asked about."""
+
+    def unknown(*_: object) -> None:
+        raise FakeError(fake_libvirt.NO_SUPPORT, "this function is not supported by the connection driver")
+
+    daemon.on_begin = daemon.on_read = unknown
+    ports = store.allocator()
+    backups = store.backups(ports)
+    with pytest.raises(FakeError, match="not supported"):
+        backups.begin("vm1", PULL)
+    backups.reconcile()
+    assert ([], [], {}) == (backups.jobs(), numbers(ports), store.ports())
+
+
 def test_wrong_arguments(store: Store, daemon: Daemon) -> None:
     """Nor does one that the binding does not understand."""
 
@@ -347,6 +399,21 @@ def test_in_use(store: Store, daemon: Daemon, vm: Domain) -> None:
     backup = store.backups(ports).begin("vm1", PULL)
     assert (10811, 10811) == (vm.port, int(backup.port))
     assert {10809: "foreign", 10810: "foreign", 10811: "held"} == store.ports()
+
+
+def test_probe_that_keeps_sockets(store: Store, daemon: Daemon) -> None:
+    """What an allocator's probe keeps bound is let go before QEMU is to bind it."""
+    first = unused(2)
+
+    def serve(domain: Domain, text: str) -> None:
+        domain.begin(text)
+        assert domain.port is not None
+        bound(domain.port).close()
+
+    daemon.on_begin = serve
+    with HeldSockets(any_host=True) as held:
+        ports = store.allocator(probe=held, ranges=[PortRange("backup", first, first + 1)])
+        assert first == int(store.backups(ports).begin("vm1", PULL).port)
 
 
 def test_all_in_use(store: Store, daemon: Daemon) -> None:
@@ -616,6 +683,18 @@ def test_no_events(store: Store, daemon: Daemon, vm: Domain, caplog: pytest.LogC
     assert (True, []) == (backup.done, numbers(ports))
 
 
+@pytest.mark.usefixtures("soon")
+def test_second_look(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """Who was missing once is looked for again soon, however rarely somebody looks."""
+    ports = store.allocator()
+    backups = store.backups(ports, interval=3600)
+    backup = backups.begin("vm1", PULL)
+    vm.end(tell=False)
+    backups._heard.put("")  # as when the connection broke
+    assert backup.wait(PATIENCE)
+    assert [] == numbers(ports)
+
+
 def test_on_a_timer(store: Store, daemon: Daemon, vm: Domain) -> None:
     """And somebody looks, every so many seconds."""
     daemon.mute = True
@@ -726,15 +805,76 @@ def test_resumed_without_a_job(store: Store, vm: Domain, later: Callable[[float]
         assert [10810, 10811] == numbers(ports), "what is not a backup's is left alone"
 
 
+def test_resumed_long_after(store: Store, daemon: Daemon, vm: Domain) -> None:
+    """What was asked for so long ago that no daemon begins it any more is not waited for. Of a job with several ports
+    the last one counts.
+    """
+    first = store.allocator(instance="manager", ttl=600)
+    one, other = labels(vm), labels(daemon.domains["vm2"])
+    first.acquire("backup", port=10809, labels=one)
+    first.acquire("backup", port=10810, labels={**other, "libvirt.port": "vnc"})
+    store.later(2 * LONGEST_BEGIN)
+    first.acquire("backup", port=10811, labels=one)
+    first.acquire("backup", port=10812, labels={**other, "libvirt.port": "websocket"})
+    first.detach()
+    ports = store.allocator(instance="manager", ttl=600)
+    with store.backups(ports) as backups:
+        assert [10809, 10810, 10811, 10812] == numbers(ports)
+        backups.reconcile()
+        assert [10810, 10811, 10812] == numbers(ports)
+
+
+@pytest.mark.usefixtures("soon")
+def test_superseded(store: Store, daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+    """A manager that a newer one of its name has taken over from leaves it everything, and stops watching."""
+    told = Told()
+    ports = store.allocator(instance="manager", on_lost=told)
+    backups = store.backups(ports)
+    backup = backups.begin("vm1", PULL)
+    newer = store.allocator(instance="manager")
+    theirs = store.backups(newer)
+    theirs.start()
+    ports._renew_all()
+    with caplog.at_level(logging.WARNING, "clusterports"):
+        backups._heard.put("")
+        assert not backup.wait(PATIENCE)
+        assert backups._thread is not None
+        backups._thread.join(PATIENCE)
+    assert not backups._thread.is_alive()
+    assert 1 == sum("host 'h1' is not watched: A newer process runs" in message for message in caplog.messages)
+    assert (False, [], [10809]) == (backup.done, backups.jobs(), numbers(newer))
+    calls = (backups.start, backups.reconcile, backup.end, lambda: backups.begin("vm2", PULL))
+    for call in calls:
+        with pytest.raises(LeaseLost, match="A newer process runs as instance 'manager'"):
+            call()
+    assert (0, 1) == (daemon.aborts, len(daemon.begun))
+    (job,) = theirs.jobs()
+    job.end()
+    assert [] == numbers(newer)
+
+
+def test_superseded_before_the_start(store: Store) -> None:
+    """Who is too late to watch is told so by its first call."""
+    ports = store.allocator(instance="manager", on_lost=Told())
+    ports.acquire("backup")
+    store.allocator(instance="manager").allocations()
+    ports._renew_all()
+    with pytest.raises(LeaseLost, match="A newer process runs"):
+        store.backups(ports).start()
+
+
 def test_two_managers(store: Store, vm: Domain) -> None:
     """What one manager holds is left to it by the other, which takes over when it is gone."""
     first = store.allocator()
-    store.backups(first).begin("vm1", PULL)
+    before = store.backups(first)
+    before.begin("vm1", PULL)
     second = store.allocator()
     backups = store.backups(second)
     backups.reconcile()
     assert ([], []) == (backups.jobs(), numbers(second))
-    first.close()
+    before.close()
+    first.detach()
+    store.later(first.ttl + 60.0)
     backups.reconcile()
     (job,) = backups.jobs()
     assert [10809] == numbers(second)
@@ -791,6 +931,15 @@ def test_store_away_at_the_start(store: Store, vm: Domain, caplog: pytest.LogCap
         eventually(["vm1"], lambda: [job.domain for job in backups.jobs()])
         eventually(2, lambda: len(caplog.messages))
     assert ["host 'h1' is not watched: the store is away", "host 'h1' is watched again"] == (caplog.messages)
+
+
+def test_allocator_closed_while_a_backup_runs(store: Store) -> None:
+    """An allocator that ends before who watches gives back no port that QEMU serves on."""
+    ports = store.allocator()
+    store.backups(ports).begin("vm1", PULL)
+    ports.acquire("backup")
+    ports.close()
+    assert {10809: "held"} == store.ports()
 
 
 def test_allocator_closed_first(store: Store, vm: Domain, caplog: pytest.LogCaptureFixture) -> None:
@@ -965,6 +1114,9 @@ def test_bad_arguments(store: Store, daemon: Daemon, arguments: dict[str, Any], 
     [
         ({"xml": "<domain/>"}, "must be a <domainbackup> document"),
         ({"xml": EXPLICIT.replace("10809", "70000")}, "port: must be"),
+        ({"xml": PULL.encode()}, r"^xml: must be text \(str\), got bytes$"),
+        ({"xml": None}, r"^xml: must be text \(str\), got NoneType$"),
+        ({"domain": 42}, "^domain: must be a virDomain, or the name or UUID of one, got 42$"),
         ({"labels": {"libvirt.job": "x"}}, "labels: 'libvirt.job' is set by clusterports itself"),
         ({"labels": {"libvirt.domain": "x"}}, "labels: 'libvirt.domain' is set by clusterports itself"),
         ({"owner": 5}, "owner: must be text"),
@@ -977,8 +1129,17 @@ def test_bad_begin(store: Store, daemon: Daemon, arguments: dict[str, Any], mess
     ports = store.allocator()
     backups = store.backups(ports)
     with pytest.raises(ConfigurationError, match=message):
-        backups.begin("vm1", **{"xml": PULL, **arguments})
+        backups.begin(**{"domain": "vm1", "xml": PULL, **arguments})
     assert ([], [], []) == (daemon.begun, backups.jobs(), numbers(ports))
+
+
+def test_function_that_gives_nothing(store: Store) -> None:
+    """What a function gives that is no connection is refused, and does not fail later."""
+    ports = store.allocator()
+    backups = store.backups(ports, lambda: None)
+    with pytest.raises(ConfigurationError, match="connect: the function must give an open connection, got None"):
+        backups.begin("vm1", PULL)
+    assert [] == numbers(ports)
 
 
 def test_no_such_domain(store: Store) -> None:
@@ -1144,8 +1305,12 @@ def test_function_that_fails(store: Store, daemon: Daemon, vm: Domain, soon: Non
     eventually([10809], lambda: numbers(ports))
 
 
-def test_other_daemon(store: Store, daemon: Daemon, vm: Domain, later: Callable[[float], None]) -> None:
-    """What another daemon of the host has begun is not ended because this one does not know it."""
+def test_other_daemon(
+    store: Store, daemon: Daemon, vm: Domain, later: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What another daemon of the host has begun is not ended because this one does not know it; somebody is told how
+    to do it, once.
+    """
     first = store.allocator(instance="manager")
     before = store.backups(first)
     before.begin("vm1", PULL)
@@ -1159,6 +1324,7 @@ def test_other_daemon(store: Store, daemon: Daemon, vm: Domain, later: Callable[
         backups.reconcile()
         later(LONGEST_BEGIN)
     assert ([], [10809]) == (backups.jobs(), numbers(ports))
+    assert 1 == caplog.text.count("clusterports release --force h1 10809")
 
 
 def test_same_daemon_by_another_way(store: Store, daemon: Daemon, vm: Domain) -> None:

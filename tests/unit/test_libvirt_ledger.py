@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -161,6 +162,35 @@ def test_longest_begin() -> None:
     assert [] == book.compare({}, (), start)
     assert [] == book.compare({}, (), start + LONGEST_BEGIN - 0.1)
     assert [a] == book.compare({}, (), start + LONGEST_BEGIN)
+
+
+def test_asked_for_long_ago() -> None:
+    """One that nobody has seen, and was asked for so long ago that no daemon begins it any more, is over when it is
+    missing twice.
+    """
+    a, b = job(1, seen=False), job(2, uuid="e", seen=False)
+    start = 1000.0
+    a._asked, b._asked = start - LONGEST_BEGIN, start - LONGEST_BEGIN + 0.1
+    book = ledger(a, b)
+    assert [] == book.compare({}, (), start)
+    assert [a] == book.compare({}, (), start)
+    assert [a, b] == book.compare({}, (), start + 0.2)
+
+
+def test_due() -> None:
+    """When the next comparison may find something over is known after one that missed it."""
+    a, b = job(1), job(2, uuid="e", seen=False)
+    book = ledger(a, b)
+    assert inf == book.due
+    dues = []
+    for now, (using_a, using_b) in enumerate([(1, 2), (None, 2), (1, None), (1, None), (None, None)]):
+        b._seen = False
+        lists = {uuid: using(number) if number else None for uuid, number in (("d", using_a), ("e", using_b))}
+        book.compare(lists, (), float(now))
+        dues.append(book.due)
+    assert [inf, 1.0, 2.0 + LONGEST_BEGIN, 2.0 + LONGEST_BEGIN, 4.0] == dues
+    book.compare({}, {"d", "e"}, 5.0)
+    assert inf == book.due, "who cannot be asked is not asked again sooner"
 
 
 def test_begun_in_the_end() -> None:
@@ -366,7 +396,9 @@ class Host(RuleBasedStateMachine):
             known = next((one for one in jobs if port.number in one._numbers), None)
             if known is None:
                 known = Job(port.domain, port.domain, "h1")
+                known._asked = port.taken
                 book.enter(known)
+            known._asked = max(known._asked, port.taken)
             known._take(port)
         lists = {domain: now for domain, now in lists.items() if domain not in unread}
         self.finish(book.compare(lists, unread, self.now))
@@ -389,7 +421,9 @@ class Host(RuleBasedStateMachine):
 
     def take(self, domain: str, number: int) -> Any:
         self.fence += 1
-        self.held[self.fence] = port = SimpleNamespace(number=number, fence=self.fence, domain=domain, labels={})
+        self.held[self.fence] = port = SimpleNamespace(
+            number=number, fence=self.fence, domain=domain, labels={}, taken=self.now
+        )
         return port
 
     def begun(self, job: Job) -> None:
