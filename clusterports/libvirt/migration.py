@@ -18,7 +18,8 @@ from clusterports.ranges import MAX_PORT, PORT_BOUND, PortRequest
 
 from ._attempt import attempt, give_back, in_use, take
 from ._binding import binding, code
-from ._jobs import GONE, LABEL_DOMAIN, own_labels
+from ._jobs import GONE, LABEL_DOMAIN, age, own_labels
+from ._ledger import LONGEST_BEGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,13 +46,22 @@ TUNNELLED: Final = 4
 NON_SHARED: Final = 64 | 128
 """libvirt's flags: VIR_MIGRATE_PEER2PEER, _TUNNELLED, and _NON_SHARED_DISK or _NON_SHARED_INC."""
 
-INCOMING: Final = (2, 11)
-"""libvirt's reasons why a domain is paused on the host that it migrates to: MIGRATION and STARTING_UP."""
+RUNNING: Final = 1
+PAUSED: Final = 3
+INCOMING: Final = {RUNNING: (10, 11), PAUSED: (2, 11, 12, 13)}
+"""libvirt's states of a domain on the host that it migrates to, and their reasons: RUNNING for POSTCOPY and for
+POSTCOPY_FAILED; PAUSED for MIGRATION, STARTING_UP, POSTCOPY and POSTCOPY_FAILED."""
+
+MIGRATION_OUT: Final = 5
+"""libvirt's number of what such a job does."""
 
 _URI: Final = re.compile(r"((?:tcp|rdma):(?://)?)(\[[^\]]*\]|[^]:/?[]+)(?::([0-9]*))?([/?].*)?", re.DOTALL)
 
 _underway: list[tuple[str, str]] = []
 """Host and domain of each call that is being made in this process."""
+
+_arrived: set[tuple[str, int, int]] = set()
+"""Host, lease and fence of each port that stays held, and whose migration was seen on the destination."""
 
 
 class _Asked:
@@ -209,8 +219,12 @@ def migrate(
 
     def goes_on() -> bool | None:
         answers = [] if isinstance(destination, str) else [_ask(destination, lambda there: _comes_in(there, uuid))]
+        if True in answers:
+            _arrived.update(map(_key, held))
         if peers:  # it may not have come to the destination yet
-            answers.append(_ask(domain.connect(), lambda here: _goes_out(here, uuid)))
+            source = domain.connect()
+            # By the connection that the call was made with, the daemon has answered: nothing of it waits there.
+            answers.append(_ask(source, lambda here: _goes_out(here, uuid, waiting=here is not source)))
         return True if True in answers else None if None in answers else False
 
     here = (host, uuid)
@@ -234,20 +248,34 @@ def settle_migrations(ports: PortAllocator, destination: Any, *, host: str) -> l
 
     They are of calls of :func:`migrate` by this instance: one whose connection broke, or that an earlier process made.
     ``destination``: an open connection to the host's daemon. Each call of :func:`migrate` that has one does this too.
-    Returns those whose migration goes on.
+    Returns those whose migration goes on, or may yet reach the destination: for a minute after the port was taken the
+    source's daemon may be about to begin, unless the migration was seen on the destination before.
 
     :raises libvirtError: the daemon cannot be asked. Nothing more is given back then.
     """
-    left = []
+    jobs: dict[str, list[Allocation]] = {}
     for port in ports.allocations():
         uuid = port.labels.get(LABEL_DOMAIN, "")
-        if port.host != host or port.labels.get(LABEL_JOB) != KIND or (host, uuid) in _underway:
-            continue
+        if port.host == host and port.labels.get(LABEL_JOB) == KIND and (host, uuid) not in _underway:
+            jobs.setdefault(uuid, []).append(port)
+    left = []
+    for uuid, held in jobs.items():
         if _comes_in(destination, uuid):
-            left.append(port)
-        else:
-            give_back(port)
+            _arrived.update(map(_key, held))
+            left += held
+            continue
+        asked = min(map(age, held))  # a call may have waited for its last port
+        for port in held:
+            if asked >= LONGEST_BEGIN or _key(port) in _arrived:
+                _arrived.discard(_key(port))
+                give_back(port)
+            else:
+                left.append(port)
     return left
+
+
+def _key(port: Allocation) -> tuple[str, int, int]:
+    return port.host, port.lease, port.fence
 
 
 def _give_back(held: Sequence[Allocation]) -> None:
@@ -263,13 +291,16 @@ def _comes_in(connection: Any, uuid: str) -> bool:
         if code(error) in GONE:
             return False
         raise
-    return state == binding().VIR_DOMAIN_PAUSED and reason in INCOMING
+    return reason in INCOMING.get(state, ())
 
 
-def _goes_out(connection: Any, uuid: str) -> bool:
-    """Whether a domain is being migrated from this host."""
+def _goes_out(connection: Any, uuid: str, *, waiting: bool) -> bool:
+    """Whether a domain is being migrated from this host. ``waiting``: or will be, once another job of it has ended."""
     try:
-        return connection.lookupByUUIDString(uuid).jobInfo()[0] != binding().VIR_DOMAIN_JOB_NONE  # type: ignore[no-any-return]
+        domain = connection.lookupByUUIDString(uuid)
+        if waiting:
+            return domain.jobInfo()[0] != binding().VIR_DOMAIN_JOB_NONE  # type: ignore[no-any-return]
+        return domain.jobStats().get("operation") == MIGRATION_OUT  # type: ignore[no-any-return]
     except binding().libvirtError as error:
         if code(error) in GONE:
             return False

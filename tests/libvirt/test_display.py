@@ -144,6 +144,15 @@ def test_foreign_on_explicit_port(ports: PortAllocator, displays: DisplayPorts, 
     assert ([], {5700: "foreign"}) == (h1.running(), states(ports))
 
 
+@pytest.mark.parametrize("graphics", ["<graphics type='vnc' port='5950'/>", BOTH, "<graphics type='spice' port='-1'/>"])
+def test_foreign_on_another_port(ports: PortAllocator, displays: DisplayPorts, h1: Host, graphics: str) -> None:
+    """A foreign process on a port that the domain needs besides: libvirt's error, and no port of ours is suspected."""
+    serial = "<serial type='tcp'><source mode='bind' host='0.0.0.0' service='7777'/><protocol type='raw'/></serial>"
+    with h1.squat(7777), pytest.raises(binding().libvirtError, match=r"port=7777,|connect to monitor"):
+        start(displays, Vm(h1, "vm1"), graphics + serial)
+    assert ([], {}) == (displays.jobs(), states(ports))
+
+
 @pytest.mark.parametrize(
     "devices",
     [

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from hypervisors import PATIENCE
 
 from clusterports.libvirt._binding import binding
 
@@ -40,6 +43,18 @@ def test_squatter(h1: Host, h2: Host) -> None:
     with h1.squat(10809):
         assert (True, False) == (h1.listens(10809), h2.listens(10809))
     assert not h1.listens(10809)
+
+
+def test_gate(h1: Host, h2: Host) -> None:
+    """Who connects to a gate waits there, and once it is open all goes on to the other host."""
+    vm = h2.vm("vm1")
+    vm.domain.backupBegin(vm.backup_xml(port=10809), None, 0)
+    with ThreadPoolExecutor() as aside, h1.gate(h2, 10809) as gate:
+        pulling = aside.submit(vm.pull, 10809, gate.address)
+        gate.wait()
+        assert not pulling.done()
+        gate.open()
+        assert vm.checksum == pulling.result(PATIENCE)
 
 
 def test_clean(h1: Host) -> None:
