@@ -6,7 +6,6 @@ import logging
 import queue
 import shlex
 import threading
-import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
@@ -78,11 +77,9 @@ def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str 
 def age(port: Allocation) -> float:
     """How many seconds ago a port was taken, for a job that was begun at once.
 
-    By the store's clock up to the resume, since then by ours, so it is no matter whether they agree. Either may have
-    stepped: back, and what looks younger is just waited for. Forward, by more than LONGEST_BEGIN, and the port of a
-    begin that is under way is given back early; then QEMU refuses it to others, and it is claimed again.
+    By the store's clock up to the resume, since then by ours, so it is no matter whether they agree.
     """
-    return time.time() - port.acquired_at.timestamp()
+    return monotonic() - port._since
 
 
 class HostJobs(ABC, Generic[J]):

@@ -824,6 +824,20 @@ def test_resumed_long_after(store: Store, daemon: Daemon, vm: Domain) -> None:
         assert [10810, 10811, 10812] == numbers(ports)
 
 
+def test_clock_of_this_machine(store: Store, vm: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be about to begin is waited for, also when this machine's clock is set forward meanwhile."""
+    first = store.allocator(instance="manager")
+    first.acquire("backup", port=10809, labels=labels(vm))
+    first.detach()
+    ports = store.allocator(instance="manager")
+    assert [10809] == numbers(ports)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + 2 * LONGEST_BEGIN)
+    with store.backups(ports) as backups:
+        backups.reconcile()
+        assert [10809] == numbers(ports)
+
+
 @pytest.mark.usefixtures("soon")
 def test_superseded(store: Store, daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
     """A manager that a newer one of its name has taken over from leaves it everything, and stops watching."""
