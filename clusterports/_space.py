@@ -638,7 +638,7 @@ class Space:
         evicted: list[str] = []
         refused: _Refused | None = None
         for index, ask in enumerate(asks):
-            if ask.limit:
+            if ask.limit and not ask.running:
                 earlier = sum(one.range == ask.range and one.owner == ask.owner and one.limit > 0 for one, _ in picked)
                 if self._owned.get((ask.range, ask.owner), 0) + earlier + ask.count > ask.limit:
                     refused = _Refused(index, "limit")
