@@ -232,7 +232,12 @@ def generate(seed: int, steps: int) -> list[Step]:
             )
         )
         wants = [*acquire((wanted,), place() if rng.random() < 0.3 else None), ("time", rng.choice((0, GRAIN)))]
-        return [before, *ended, ("preview", 1, (wanted,)), *wants, *acquire((an_ask(), wanted))]
+        made = [before, *ended, ("preview", 1, (wanted,)), *wants, *acquire((an_ask(), wanted))]
+        if rng.random() < 0.3:  # and their owner has as many as it may
+            two = asked._replace(spans=((first + 1, first + 9),), count=2, limit=2)
+            wanted = wanted._replace(limit=1)
+            made += [*acquire((two,)), ("preview", 1, (wanted,)), *acquire((wanted._replace(running=True),))]
+        return made
 
     def line() -> list[Step]:
         """Some wait for the same few ports, these are given back, and they come again, with others between them."""
@@ -575,6 +580,9 @@ class Player:
                 for name in ("align", "rotate", "limit", "explicit", "running")
                 if getattr(ask, name)
             }
+            owned = self.modelled.space(args[0])._owned
+            if any(ask.limit and owned.get((ask.range, ask.owner), 0) > ask.limit for ask in args[3]):
+                self.seen.add("Granted over a limit")
             if any(member(kind, port.number) in marked for port in reply.ports for kind in _OVER[port.protocol]):
                 self.seen.add("Granted over a mark")
             if args[4] is not None and args[4].ticket:
@@ -1034,6 +1042,7 @@ def test_histories_reach_everything() -> None:
             "Granted tcp",
             "Granted udp",
             "Granted both",
+            "Granted over a limit",
             "Granted over a mark",
             "Granted with ticket",
             "preview Granted",
