@@ -269,7 +269,7 @@ class HeldPort:
     """One port, held under a lease. What both kinds of allocations have in common."""
 
     __slots__ = (
-        *("_acquired", "_lease", "_released", "_revoked", "_since"),
+        *("_acquired", "_lease", "_released", "_revoked"),
         *("fence", "host", "labels", "number", "owner", "protocol", "range"),
     )
 
@@ -301,7 +301,6 @@ class HeldPort:
         self.labels = labels
         self._lease = lease
         self._acquired = acquired
-        self._since = monotonic() - (time.time() - acquired)  # the same by a clock that does not step
         self._released = False
         self._revoked = ""  # how it was taken from us
 

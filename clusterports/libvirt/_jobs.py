@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._connection import Connect
 
-__all__ = ["GONE", "LABEL_DOMAIN", "NO_DOMAIN", "HostJobs", "age", "own_labels"]
+__all__ = ["GONE", "LABEL_DOMAIN", "NO_DOMAIN", "HostJobs", "own_labels"]
 
 logger = logging.getLogger("clusterports")
 
@@ -72,14 +72,6 @@ def own_labels(kind: str, uuid: str, labels: Mapping[str, str] | None, use: str 
             raise ConfigurationError(f"labels: {key!r} is set by clusterports itself")
     own = {LABEL_JOB: kind, LABEL_DOMAIN: uuid}
     return {**(labels or {}), **own, **({LABEL_USE: use} if use else {})}
-
-
-def age(port: Allocation) -> float:
-    """How many seconds ago a port was taken, for a job that was begun at once.
-
-    By the store's clock up to the resume, since then by ours, so it is no matter whether they agree.
-    """
-    return monotonic() - port._since
 
 
 class HostJobs(ABC, Generic[J]):
@@ -330,9 +322,7 @@ class HostJobs(ABC, Generic[J]):
             if port._released or any(job._busy for job in jobs):  # it was given back, or taken, this moment
                 continue
             mates = (job for job in jobs if port.number in job._numbers or not job._has(port.labels.get(LABEL_USE, "")))
-            mate = next(mates, None)
-            asked = monotonic() - age(port)
-            self._hold(port, mate, uuid, names.get(uuid))._asked = asked if mate is None else max(asked, mate._asked)
+            self._hold(port, next(mates, None), uuid, names.get(uuid))
 
     def _adopt(self, uuid: str, name: str, number: int, use: str, job: J | None) -> J | None:
         """Hold a port that a job of the host uses, unless another manager does."""

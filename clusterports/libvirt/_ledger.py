@@ -45,7 +45,6 @@ class Job:
         self._busy = busy  # it is being begun
         self._seen = False  # libvirt has it, or had it
         self._missed: float | None = None  # since when libvirt has not had it, each time that it was asked
-        self._asked = inf  # when libvirt was asked to begin it, at the latest; inf: it may have hung since then
         self._heard = False  # something ended while it was being begun
         self._done = False
         self._ended = threading.Event()
@@ -79,9 +78,9 @@ class Job:
 
     def _over_at(self, missed: float) -> float:
         """When it is over, missing since then. One that nobody has seen yet may still be begun, on behalf of a manager
-        that died, or over a connection that broke.
+        that died, or over a connection that broke; when it was asked for says nothing of a daemon that hung since.
         """
-        return missed if self._seen else min(missed, self._asked) + LONGEST_BEGIN
+        return missed if self._seen else missed + LONGEST_BEGIN
 
     def _take(self, port: Allocation) -> None:
         self.ports = [*(other for other in self.ports if other.number != port.number), port]

@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterports._lease import LABEL_JOB, monotonic
@@ -18,7 +19,7 @@ from clusterports.ranges import MAX_PORT, PORT_BOUND, PortRequest
 
 from ._attempt import attempt, give_back, in_use, take
 from ._binding import binding, code
-from ._jobs import GONE, LABEL_DOMAIN, age, own_labels
+from ._jobs import GONE, LABEL_DOMAIN, own_labels
 from ._ledger import LONGEST_BEGIN
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ _URI: Final = re.compile(r"((?:tcp|rdma):(?://)?)(\[[^\]]*\]|[^]:/?[]+)(?::([0-9
 _underway: list[tuple[str, str]] = []
 """Host and domain of each call that is being made in this process."""
 
-_arrived: set[tuple[str, int, int]] = set()
-"""Host, lease and fence of each port that stays held, and whose migration was seen on the destination."""
+_missed: dict[tuple[str, int, int], float] = {}
+"""Host, lease and fence of each port that stays held, and since when its migration is missing on the destination."""
 
 
 class _Asked:
@@ -220,7 +221,7 @@ def migrate(
     def goes_on() -> bool | None:
         answers = [] if isinstance(destination, str) else [_ask(destination, lambda there: _comes_in(there, uuid))]
         if True in answers:
-            _arrived.update(map(_key, held))
+            _seen(held)
         if peers:  # it may not have come to the destination yet
             source = domain.connect()
             # By the connection that the call was made with, the daemon has answered: nothing of it waits there.
@@ -248,8 +249,8 @@ def settle_migrations(ports: PortAllocator, destination: Any, *, host: str) -> l
 
     They are of calls of :func:`migrate` by this instance: one whose connection broke, or that an earlier process made.
     ``destination``: an open connection to the host's daemon. Each call of :func:`migrate` that has one does this too.
-    Returns those whose migration goes on, or may yet reach the destination: for a minute after the port was taken the
-    source's daemon may be about to begin, unless the migration was seen on the destination before.
+    Returns those whose migration goes on, or may yet reach the destination: for a minute after the first call that
+    misses it there the source's daemon may be about to begin, unless it was seen there before.
 
     :raises libvirtError: the daemon cannot be asked. Nothing more is given back then.
     """
@@ -260,18 +261,23 @@ def settle_migrations(ports: PortAllocator, destination: Any, *, host: str) -> l
             jobs.setdefault(uuid, []).append(port)
     left = []
     for uuid, held in jobs.items():
-        if _comes_in(destination, uuid):
-            _arrived.update(map(_key, held))
+        comes, now = _comes_in(destination, uuid), monotonic()
+        if comes:
+            _seen(held)
             left += held
             continue
-        asked = min(map(age, held))  # a call may have waited for its last port
         for port in held:
-            if asked >= LONGEST_BEGIN or _key(port) in _arrived:
-                _arrived.discard(_key(port))
+            if now - _missed.setdefault(_key(port), now) >= LONGEST_BEGIN:
+                del _missed[_key(port)]
                 give_back(port)
             else:
                 left.append(port)
     return left
+
+
+def _seen(held: Sequence[Allocation]) -> None:
+    """On the destination: what is not there any more is over at once."""
+    _missed.update((_key(port), -inf) for port in held)
 
 
 def _key(port: Allocation) -> tuple[str, int, int]:

@@ -805,39 +805,6 @@ def test_resumed_without_a_job(store: Store, vm: Domain, later: Callable[[float]
         assert [10810, 10811] == numbers(ports), "what is not a backup's is left alone"
 
 
-def test_resumed_long_after(store: Store, daemon: Daemon, vm: Domain) -> None:
-    """What was asked for so long ago that no daemon begins it any more is not waited for. Of a job with several ports
-    the last one counts.
-    """
-    first = store.allocator(instance="manager", ttl=600)
-    one, other = labels(vm), labels(daemon.domains["vm2"])
-    first.acquire("backup", port=10809, labels=one)
-    first.acquire("backup", port=10810, labels={**other, "libvirt.port": "vnc"})
-    store.later(2 * LONGEST_BEGIN)
-    first.acquire("backup", port=10811, labels=one)
-    first.acquire("backup", port=10812, labels={**other, "libvirt.port": "websocket"})
-    first.detach()
-    ports = store.allocator(instance="manager", ttl=600)
-    with store.backups(ports) as backups:
-        assert [10809, 10810, 10811, 10812] == numbers(ports)
-        backups.reconcile()
-        assert [10810, 10811, 10812] == numbers(ports)
-
-
-def test_clock_of_this_machine(store: Store, vm: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may be about to begin is waited for, also when this machine's clock is set forward meanwhile."""
-    first = store.allocator(instance="manager")
-    first.acquire("backup", port=10809, labels=labels(vm))
-    first.detach()
-    ports = store.allocator(instance="manager")
-    assert [10809] == numbers(ports)
-    wall = time.time
-    monkeypatch.setattr(time, "time", lambda: wall() + 2 * LONGEST_BEGIN)
-    with store.backups(ports) as backups:
-        backups.reconcile()
-        assert [10809] == numbers(ports)
-
-
 @pytest.mark.usefixtures("soon")
 def test_superseded(store: Store, daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
     """A manager that a newer one of its name has taken over from leaves it everything, and stops watching."""

@@ -164,19 +164,6 @@ def test_longest_begin() -> None:
     assert [a] == book.compare({}, (), start + LONGEST_BEGIN)
 
 
-def test_asked_for_long_ago() -> None:
-    """One that nobody has seen, and was asked for so long ago that no daemon begins it any more, is over when it is
-    missing twice.
-    """
-    a, b = job(1, seen=False), job(2, uuid="e", seen=False)
-    start = 1000.0
-    a._asked, b._asked = start - LONGEST_BEGIN, start - LONGEST_BEGIN + 0.1
-    book = ledger(a, b)
-    assert [] == book.compare({}, (), start)
-    assert [a] == book.compare({}, (), start)
-    assert [a, b] == book.compare({}, (), start + 0.2)
-
-
 def test_due() -> None:
     """When the next comparison may find something over is known after one that missed it."""
     a, b = job(1), job(2, uuid="e", seen=False)
@@ -341,6 +328,13 @@ class Host(RuleBasedStateMachine):
                     if job is not None and job in self.manager.book:
                         self.refused(job)
 
+    @precondition(lambda self: self.manager.list is None and self.manager.asked is None)
+    @rule(seconds=st.sampled_from([10.0, LONGEST_BEGIN]))
+    def daemon_hangs(self, seconds: float) -> None:
+        """What it was asked to begin waits with it."""
+        self.now += seconds
+        self.pending = [(domain, number, until + seconds, job) for domain, number, until, job in self.pending]
+
     # ------------------------------------------------ the manager
 
     @rule(domain=st.sampled_from(DOMAINS))
@@ -396,9 +390,7 @@ class Host(RuleBasedStateMachine):
             known = next((one for one in jobs if port.number in one._numbers), None)
             if known is None:
                 known = Job(port.domain, port.domain, "h1")
-                known._asked = port.taken
                 book.enter(known)
-            known._asked = max(known._asked, port.taken)
             known._take(port)
         lists = {domain: now for domain, now in lists.items() if domain not in unread}
         self.finish(book.compare(lists, unread, self.now))
@@ -421,9 +413,7 @@ class Host(RuleBasedStateMachine):
 
     def take(self, domain: str, number: int) -> Any:
         self.fence += 1
-        self.held[self.fence] = port = SimpleNamespace(
-            number=number, fence=self.fence, domain=domain, labels={}, taken=self.now
-        )
+        self.held[self.fence] = port = SimpleNamespace(number=number, fence=self.fence, domain=domain, labels={})
         return port
 
     def begun(self, job: Job) -> None:

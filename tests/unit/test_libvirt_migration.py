@@ -11,8 +11,9 @@ import pytest
 from unit.fake_libvirt import FakeError
 
 from clusterports import ConfigurationError, PortAllocator
+from clusterports._lease import monotonic
 from clusterports.libvirt import _binding, migrate, migration, settle_migrations
-from clusterports.libvirt._jobs import age, own_labels
+from clusterports.libvirt._jobs import own_labels
 from clusterports.libvirt._ledger import LONGEST_BEGIN
 from clusterports.libvirt.migration import _Asked
 from clusterports.probe import HeldSockets, bound
@@ -238,7 +239,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal passed
         passed += seconds
 
-    monkeypatch.setattr(migration, "age", lambda port: age(port) + passed)
+    monkeypatch.setattr(migration, "monotonic", lambda: monotonic() + passed)
     return pass_time
 
 
@@ -251,23 +252,12 @@ def port(ports: PortAllocator, libvirt: SimpleNamespace, later: Callable[[float]
 def test_not_over_before_it_began(ports: PortAllocator, port: Allocation, later: Callable[[float], None]) -> None:
     """One that nobody has seen on the destination may still begin, until a daemon has given up waiting for that."""
     h2 = Host()
+    later(10 * LONGEST_BEGIN)  # it may have hung
     assert [port] == settle_migrations(ports, h2, host="h2")
     later(LONGEST_BEGIN / 2)
     assert [port] == settle_migrations(ports, h2, host="h2")
     later(LONGEST_BEGIN / 2)
     assert ([], []) == (settle_migrations(ports, h2, host="h2"), ports.allocations())
-
-
-def test_asked_when_it_had_all(
-    ports: PortAllocator, port: Allocation, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A call that waited for its last port has asked when it got that."""
-    last = ports.acquire("migration", host="h2", labels=port.labels)
-    ages = {port.fence: LONGEST_BEGIN + 0.1, last.fence: LONGEST_BEGIN - 0.1}
-    monkeypatch.setattr(migration, "age", lambda port: ages[port.fence])
-    assert [port, last] == settle_migrations(ports, Host(), host="h2")
-    ages[last.fence] = LONGEST_BEGIN
-    assert ([], []) == (settle_migrations(ports, Host(), host="h2"), ports.allocations())
 
 
 @pytest.mark.parametrize("state", [(1, 10), (1, 11), (3, 2), (3, 11), (3, 12), (3, 13)])
@@ -290,6 +280,7 @@ def test_goes_on_for_long(
     ports: PortAllocator, port: Allocation, later: Callable[[float], None], state: tuple[int, int]
 ) -> None:
     """A migration may last as long as it will."""
+    assert [port] == settle_migrations(ports, Host(), host="h2")
     later(10 * LONGEST_BEGIN)
     assert [port] == settle_migrations(ports, Host(state), host="h2")
 
@@ -299,7 +290,8 @@ def test_states_of_others(
     ports: PortAllocator, port: Allocation, later: Callable[[float], None], state: tuple[int, int]
 ) -> None:
     """A domain that runs, is paused or is shut off is not on its way here."""
-    later(LONGEST_BEGIN + 0.1)
+    assert [port] == settle_migrations(ports, Host(state), host="h2")
+    later(LONGEST_BEGIN)
     assert ([], []) == (settle_migrations(ports, Host(state), host="h2"), ports.allocations())
 
 
