@@ -214,9 +214,14 @@ class HeldSockets:
                 self._held[number, protocol] = host, rest
             return taken
 
-    def discard(self, number: int, protocol: Protocol4) -> None:
-        """Close the sockets of a port, if it holds any."""
-        for sock in self.take(number, protocol):
+    def discard(self, number: int, protocol: Protocol4, host: str | None = None) -> None:
+        """Close the sockets of a port, if it holds any; those of this host's, where one is named."""
+        with self._lock:
+            kept, sockets = self._held.get((number, protocol), ("", []))
+            if host is not None and host != kept:
+                return
+            self._held.pop((number, protocol), None)
+        for sock in sockets:
             sock.close()
 
     def close(self) -> None:

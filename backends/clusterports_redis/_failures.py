@@ -169,6 +169,7 @@ def concerns_data(error: BackendError) -> bool:
 def unavailable(error: BaseException, where: str, timeout: float, *, unknown: bool) -> BackendUnavailable:
     said = " ".join(str(error).split()) or type(error).__name__
     inner = error.cause if isinstance(error, Unreached) else error
-    if any(isinstance(cause, ssl.SSLEOFError) for cause in _below(inner)):  # its reason may have got lost
+    cut = (ssl.SSLEOFError, ConnectionResetError) if where.startswith(("rediss", "valkeys")) else ssl.SSLEOFError
+    if any(isinstance(cause, cut) for cause in _below(inner)):  # its reason may have got lost
         said += "; it may want a client's certificate (ssl_certfile, ssl_keyfile)"
     return BackendUnavailable(f"The store at {where} did not answer within {timeout:g} s: {said}", unknown=unknown)

@@ -927,7 +927,7 @@ class AsyncPortAllocator:
 
     def _discard_socket(self, port: HeldPort) -> None:
         if self._sockets is not None:
-            self._sockets.discard(port.number, port.protocol)
+            self._sockets.discard(port.number, port.protocol, port.host)
 
     # ---------------------------------------------------------------- heartbeat
 

@@ -925,7 +925,7 @@ class PortAllocator:
 
     def _discard_socket(self, port: HeldPort) -> None:
         if self._sockets is not None:
-            self._sockets.discard(port.number, port.protocol)
+            self._sockets.discard(port.number, port.protocol, port.host)
 
     # ---------------------------------------------------------------- heartbeat
 

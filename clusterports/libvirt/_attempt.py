@@ -74,7 +74,7 @@ def attempt(
             named = {port for port, asked in zip(given, requests, strict=True) if asked.port is not None}
             hopeless = not busy or (not certain and (busy <= named or tried + 1 >= GUESSES))
             # It may be the one that is named, or another; once others were tried with it, it is taken to be that one.
-            blamed = busy & named if busy <= named or refused is not None else set()
+            blamed = busy & named if busy <= named or tried + 1 >= GUESSES else set()
             for port in given:
                 give_back(port, foreign=port in busy - named and not hopeless and not blamed)
             if hopeless:

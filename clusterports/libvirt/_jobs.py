@@ -43,6 +43,11 @@ OWN_LABELS: Final = frozenset((LABEL_JOB, LABEL_DOMAIN, LABEL_DAEMON, LABEL_USE)
 """Labels of the ports that are held for libvirt's jobs: which kind of job, the domain's UUID, which daemon of the host,
 and what for, where a job may have several."""
 
+BEGINS: Final = 3
+"""How many jobs are begun at the same time. A daemon does five things at a time for one connection, so that others that
+wait, up to 30 s for the job before, would hold up the watch.
+"""
+
 STARTING: Final = 10.0
 """Seconds for which the first comparison is waited for."""
 
@@ -97,6 +102,7 @@ class HostJobs(ABC, Generic[J]):
         self._ledger: Ledger[J] = Ledger()
         self._comparing = threading.Lock()
         self._starting = threading.Lock()
+        self._begins = threading.Semaphore(BEGINS)
         self._thread: threading.Thread | None = None
         self._compared = threading.Event()  # for the first time, or not: then `_fault` may say why
         self._fault: Exception | None = None
@@ -220,6 +226,10 @@ class HostJobs(ABC, Generic[J]):
                 self._check()
             return job.ports
 
+        def start_in_turn(given: Sequence[Allocation]) -> object:
+            with self._begins:
+                return start(given)
+
         def began() -> bool | None:
             try:
                 return not job._is_over(using())
@@ -228,7 +238,7 @@ class HostJobs(ABC, Generic[J]):
 
         try:
             self._ledger.enter(job)
-            attempt(self._ports, taken, requests, start, began)
+            attempt(self._ports, taken, requests, start_in_turn, began)
             job._seen = True
         except BaseException:
             if all(port._released for port in job.ports):
@@ -383,6 +393,7 @@ class HostJobs(ABC, Generic[J]):
         except ClusterPortsError as error:
             if not isinstance(error, BackendError):
                 self._fault = error
+                self._let_go()
                 self._thread = None
                 with _watching:
                     _watched[self._ports].discard((self.kind, self.host))
@@ -411,7 +422,7 @@ class HostJobs(ABC, Generic[J]):
             except Exception as error:  # noqa: BLE001  # whatever it is, watching goes on
                 self._note(error)
                 if self._ports._superseded:
-                    self._yield()
+                    self._let_go()
                     return
             due = self._next()
 
@@ -419,8 +430,8 @@ class HostJobs(ABC, Generic[J]):
         now = monotonic()
         return now + (AGAIN if self._trouble else min(self._interval, max(AGAIN, self._ledger.due - now)))
 
-    def _yield(self) -> None:
-        """What runs on the host, and its ports, are a newer process's of this instance."""
+    def _let_go(self) -> None:
+        """Nobody watches any more: what runs on the host, and its ports, are a newer process's of this instance."""
         for job in self.jobs():
             if self._ledger.strike(job):
                 job._end_of_watch(done=False)

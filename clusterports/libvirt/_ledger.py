@@ -55,8 +55,12 @@ class Job:
         return self._done
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is over, or nobody watches its host any more, at most so many seconds; whether it is over."""
-        self._ended.wait(None if timeout is None else check_wait(timeout, "timeout"))
+        """Wait until it is over, or nobody watches its host any more, at most so many seconds; whether it is over.
+
+        :raises ConfigurationError: ``timeout`` is no number, or more than a year.
+        """
+        past = isinstance(timeout, int | float) and timeout < 0
+        self._ended.wait(timeout if timeout is None else check_wait(0.0 if past else timeout, "timeout"))
         return self._done
 
     def _end_of_watch(self, *, done: bool) -> None:

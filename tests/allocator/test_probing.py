@@ -476,6 +476,17 @@ async def test_held_sockets_are_let_go(memory_kit: Kit, first: int) -> None:
             assert [first + 2, first + 3] == bound_now(first)
 
 
+async def test_held_sockets_of_this_host_alone(memory_kit: Kit, first: int) -> None:
+    """The release of the same number on another host lets go of nothing here."""
+    with HeldSockets() as held:
+        ports = local(memory_kit, first, probe=held)
+        port = await result(ports.acquire("r"))
+        far = await result(ports.acquire("r", host="far"))
+        assert first == port.number == far.number
+        await result(far.release())
+        assert [first] == bound_now(first)
+
+
 async def test_held_sockets_and_a_dry_run(memory_kit: Kit, first: int) -> None:
     """A dry run binds nothing, passes over what is busy, and takes no socket from who holds one."""
     with HeldSockets() as held:

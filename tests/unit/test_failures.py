@@ -130,17 +130,23 @@ def test_unavailable_says_something() -> None:
     assert str(unavailable(TimeoutError(), "redis://store/0", 5, unknown=True)).endswith(": TimeoutError")
 
 
+HINT = "; it may want a client's certificate (ssl_certfile, ssl_keyfile)"
+
+
 @pytest.mark.parametrize(
-    ("cause", "expected"),
+    ("cause", "where", "expected"),
     [
-        (ssl.SSLEOFError(8, "EOF occurred"), "; it may want a client's certificate (ssl_certfile, ssl_keyfile)"),
-        (ConnectionResetError(104, "Connection reset by peer"), "EOF occurred"),
+        (ssl.SSLEOFError(8, "EOF occurred"), "redis://store", HINT),
+        (ConnectionResetError(104, "Connection reset by peer"), "redis://store", "EOF occurred"),
+        (ConnectionResetError(104, "Connection reset by peer"), "rediss://store", HINT),
+        (ConnectionResetError(104, "Connection reset by peer"), "valkeys+cluster://store", HINT),
+        (ConnectionRefusedError(111, "Connection refused"), "rediss://store", "EOF occurred"),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_cut_short(cause: Exception, expected: str) -> None:
+def test_cut_short(cause: Exception, where: str, expected: str) -> None:
     """A server that lacks a client's certificate may cut the connection before it can say so."""
     error = redis_errors.ConnectionError("EOF occurred")
     error.__context__ = cause
     assert NOT_RUN == fate(Unreached(error))
-    assert str(unavailable(Unreached(error), "redis://store", 1.0, unknown=False)).endswith(expected)
+    assert str(unavailable(Unreached(error), where, 1.0, unknown=False)).endswith(expected)

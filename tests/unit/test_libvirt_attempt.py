@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from clusterports import PortAllocator, PortRequest
+from clusterports import PortAllocator, PortInUse, PortRequest
 from clusterports.libvirt._attempt import attempt, in_use, take
 from clusterports.libvirt.migration import _Asked
 
@@ -112,6 +112,17 @@ def test_the_one_that_is_named(ports: PortAllocator) -> None:
     """Of two ports, the one that the text names is marked as foreign and the other one is free again."""
     assert [5901, 5902] == started(ports, [PortRequest("display"), PortRequest("display")], {5900: VNC})
     assert {5900: "foreign", 5901: "held", 5902: "held"} == states(ports)
+
+
+def test_one_that_was_asked_for_and_others(ports: PortAllocator) -> None:
+    """QEMU does not say which of a display and its websocket is in use. The one that was asked for is taken to be it
+    when others were tried with it.
+    """
+    display, websocket = PortRequest("display", port=5903), PortRequest("websocket")
+    refused = {number: WEBSOCKET.replace("5706", str(number)) for number in range(5700, 5703)}
+    assert [5903, 5702] == started(ports, [display, websocket], {5700: refused[5700], 5701: refused[5701]})
+    with pytest.raises(PortInUse, match="Port 5904/tcp"):
+        started(ports, [PortRequest("display", port=5904), websocket], {5904: refused[5702].replace(":3,", ":4,")})
 
 
 def started(ports: PortAllocator, requests: Sequence[PortRequest], refused: Mapping[int, str]) -> list[int]:

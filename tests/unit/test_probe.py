@@ -561,6 +561,7 @@ def test_held_sockets_are_closed(number: int) -> None:
     held = HeldSockets()
     assert held(HERE, number, "tcp")
     held.discard(number, "udp")
+    held.discard(number, "tcp", ELSEWHERE)
     assert "busy" == probe(number).state
     held.discard(number, "tcp")
     assert FREE == probe(number)
