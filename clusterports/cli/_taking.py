@@ -79,7 +79,8 @@ def check_seconds(text: str) -> float:
 def check_pairs(pairs: Sequence[str] | None) -> dict[str, str]:
     """The labels.
 
-    :raises ConfigurationError: when one is not KEY=VALUE, or too long, or a key is there twice.
+    :raises ConfigurationError: when one is not KEY=VALUE, or too long, a key is there twice, or is one that marks the
+        port of a job that may outlive us.
     """
     labels: dict[str, str] = {}
     for pair in pairs or ():
@@ -88,6 +89,11 @@ def check_pairs(pairs: Sequence[str] | None) -> dict[str, str]:
             raise ConfigurationError(f"label: must be KEY=VALUE, got {show(pair)}")
         if key in labels:
             raise ConfigurationError(f"label: {show(key, 40)[1:-1]} is given twice")
+        if key.startswith("libvirt."):
+            from clusterports.libvirt._jobs import OWN_LABELS
+
+            if key in OWN_LABELS:
+                raise ConfigurationError(f"label: must not be one that clusterports sets itself, got {show(key)}")
         labels[key] = value
     return check_labels(labels)
 

@@ -20,7 +20,7 @@ from clusterports._text import printable, show
 from clusterports.errors import ClusterPortsError, ConfigurationError
 from clusterports.libvirt._backup_xml import BackupXml
 
-from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, say
+from ._common import DEFAULT_RANGE, Common, Ttl, complete_range, end_in_order, say
 from ._script import Taken, script_settings, take
 from ._taking import DryRun, Labels, Owner, Wait, check_pairs, check_seconds, warn_ephemeral
 
@@ -68,20 +68,20 @@ def backup_xml(
     bit longer), nor when libvirt does not answer. If QEMU had the port in use, give it back by `release --foreign`.
 
     On any failure nothing is held, and no script must go on. A document that an earlier run left as the output is
-    removed then, since its port may be another's by now; anything else there, as FILE itself, is left as it was.
+    removed then, since its port may be another's by now; not if it is the command line that is wrong, or if this is
+    killed before it begins. Anything else there, as FILE itself, is left as it was.
+
+    The last of the examples are how a script begins; the whole of it is in the README, "Backups with virsh".
 
     \b
     Examples:
       clusterports backup-xml in.xml --range backup --dry-run
       taken=$(clusterports backup-xml in.xml --output out.xml --ttl 60 --owner vm-1) || exit
       read -r port lease fence <<<"$taken"
-      while sleep 20 && kill -0 $$; do clusterports renew "$lease" || break; done >/dev/null 2>&1 & renewing=$!
-      virsh backup-begin vm-1 out.xml && { nbdcopy "nbd://kvm-07:$port/vda" vda.img; virsh domjobabort vm-1; }
-      over() { [[ $(LC_ALL=C virsh backup-dumpxml vm-1 2>&1) == *"no domain backup job"* ]] || gone; }
-      gone() { running=$(virsh list --name 2>/dev/null) && [[ $'\\n'$running$'\\n' != *$'\\nvm-1\\n'* ]]; }
-      until over; do sleep 0.1; done
-      kill "$renewing"; clusterports release "$lease"
+      while sleep 20 && kill -0 $$; do clusterports renew "$lease" || [ $? != 4 ] || break; done >/dev/null 2>&1 &
+      virsh backup-begin vm-1 out.xml
     """
+    end_in_order()
     if output is not None:
         _check_place(output)
     with contextlib.nullcontext() if output is None or dry_run else _nothing_stale(Path(output), file):

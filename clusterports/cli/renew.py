@@ -25,12 +25,13 @@ def renew(
     """Let the lease of `acquire` run for another full TTL: prints for how many seconds.
 
     Exits with 4 when it has run out, was released or never was, and when all of its ports were taken by force. On
-    another host than the one where the ports are, name that with --host.
+    another host than the one where the ports are, name that with --host. After any other failure, as while the store is
+    away, try again: the lease may still be there.
 
     \b
     Examples:
       clusterports renew "$lease"
-      while sleep 20; do clusterports renew "$lease" >/dev/null || break; done &
+      while sleep 20; do clusterports renew "$lease" >/dev/null || [ $? != 4 ] || break; done &
     """
     number = check_positive("lease", lease)
     settings = common.settings()

@@ -207,6 +207,10 @@ def test_control_characters(script: Main) -> None:
             ),
         ),
         (("--label", "x"), "label: must be KEY=VALUE, got 'x'"),
+        (
+            ("--label", "libvirt.job=x"),
+            "label: must not be one that clusterports sets itself, got 'libvirt.job'",
+        ),
         (("--label", "a=b", "--label", "a=c"), "label: a is given twice"),
         (("--label", "a\x1b=b", "--label", "a\x1b=b"), "label: a\\x1b is given twice"),
         (("--instance", ""), f"instance: {NAME}, got ''"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -278,6 +280,10 @@ def test_bad_document(document: bytes, message: str, main: Main) -> None:
         (("in.xml", "--wait", "-1"), "wait: must be a number of seconds from 0 to 31536000, got -1.0"),
         (("in.xml", "--label", "x"), "label: must be KEY=VALUE, got 'x'"),
         (
+            ("in.xml", "--label", "libvirt.job=backup"),
+            "label: must not be one that clusterports sets itself, got 'libvirt.job'",
+        ),
+        (
             ("in.xml", "--range", "bakcup"),
             (
                 "range: unknown range 'bakcup', must be one of: backup, display, migration, websocket; "
@@ -320,6 +326,26 @@ def test_stale_output(
     assert (code, "") == script("backup-xml", *arguments, "--output", "link.xml", **environment)[:2]
     assert ["bad.xml", "in.xml", "link.xml"] == files()
     assert 1 == len(look().leases)
+
+
+def test_stale_output_and_a_signal(command: Command) -> None:
+    """Nor where it is told to end before it asks for a port."""
+    path, pipe = command.directory / "out.xml", command.directory / "pipe"
+    assert 0 == command("backup-xml", "in.xml", "--output", "out.xml").returncode
+    os.mkfifo(pipe)
+    process = command.start("backup-xml", "pipe", "--output", "out.xml")
+    deadline = time.monotonic() + PATIENCE
+    writer = None
+    while writer is None:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(OSError):  # until it is being read
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    before = path.exists()
+    process.send_signal(signal.SIGTERM)
+    os.close(writer)
+
+    assert (True, 143) == (before, process.wait(PATIENCE))
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(("code", "arguments", "environment"), FAILURES)

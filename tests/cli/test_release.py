@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import servers
     from cli.conftest import Command, Look, Main
 
-    from clusterports.abc import Closed, Gone, SpaceView
+    from clusterports.abc import Closed, Gone, Marked, SpaceView
 
 PATIENCE = 30
 
@@ -88,14 +88,23 @@ def test_bad_fence(main: Main) -> None:
 # ---------------------------------------------------------------- what something else has
 
 
-def test_marked(script: Main, look: Look) -> None:
-    """A port that the job found in use is passed over for a while: the next one is given."""
+def test_marked(script: Main, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that the job found in use is passed over for 30 s: the next one is given."""
+    mark = RedisBackend.mark_foreign
+    durations = []
+
+    def marked(*arguments: Any, duration: int, **more: Any) -> Marked | Gone:
+        durations.append(duration)
+        return mark(*arguments, duration=duration, **more)
+
     _, lease, _ = script("acquire")[1].split()
+    monkeypatch.setattr(RedisBackend, "mark_foreign", marked)
 
     assert (0, "", "") == script("release", "--foreign", lease)
     assert [(10809, "tcp", "foreign")] == ports(look())
     assert () == look().leases
-    assert 29e6 < (look().ports[0].free_in or 0) <= 30e6
+    assert [30_000_000] == durations
+    assert 0 < (look().ports[0].free_in or 0) <= 30e6
     assert "10810" == script("acquire")[1].split()[0]
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from clusterports.cli import renew
 from clusterports.cli._lease import Found, find
+from clusterports.cli.backup_xml import backup_xml
+from clusterports.cli.renew import renew as renew_
 
 if TYPE_CHECKING:
     import servers
@@ -132,6 +138,34 @@ def test_a_manager_hears_of_force_itself(script: Main) -> None:
         code, _, err = script("renew", lease, "--instance", "manager")
         assert 0 == code
         assert "10809/tcp" in err
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+RENEWING = [
+    pytest.param(loop, id=f"{name} {number}")
+    for name, text in (("README", README.read_text()), ("renew", renew_.__doc__), ("backup-xml", backup_xml.__doc__))
+    for number, loop in enumerate(re.findall(r"^ *(while sleep 20.*&)$", text or "", re.MULTILINE))
+]
+
+
+def test_loops_are_found() -> None:
+    """One in each place."""
+    assert {"README 0", "renew 0", "backup-xml 0"} == {loop.id for loop in RENEWING}
+
+
+@pytest.mark.parametrize("loop", RENEWING)
+def test_loop(loop: str, tmp_path: Path) -> None:
+    """A script goes on renewing after a renewal that failed, as while the store is away, until the lease is gone."""
+    fake = tmp_path / "clusterports"
+    fake.write_text('#!/bin/sh\nread -r code <codes; sed -i 1d codes; echo "$*" >>asked; exit "$code"\n')
+    fake.chmod(0o755)
+    (tmp_path / "codes").write_text("0\n5\n1\n0\n4\n0\n")
+    lines = f"set -euo pipefail\nlease=7\n{loop.replace('sleep 20', 'sleep 0.01')}\nwait $!"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", lines], cwd=tmp_path, env={"PATH": path}, timeout=PATIENCE, check=True)
+
+    assert ["renew 7"] * 5 == (tmp_path / "asked").read_text().splitlines()
 
 
 @pytest.mark.parametrize("word", ["0", "x", "1.5", "-1", "", "9" * 19, "٣", "1_0"])

@@ -141,7 +141,7 @@ def test_foreign_on_explicit_port(ports: PortAllocator, displays: DisplayPorts, 
     """A foreign process on the port that is named: refused, also where QEMU does not say which of two it means."""
     with h1.squat(5950), pytest.raises(PortInUse, match=r"^Port 5950/tcp on host 'h1' is in use by a process outside"):
         start(displays, Vm(h1, "vm1"), "<graphics type='vnc' port='5950' websocket='-1'/>")
-    assert ([], {5700: "foreign"}) == (h1.running(), states(ports))
+    assert ([], {5700: "foreign", 5701: "foreign"}) == (h1.running(), states(ports))
 
 
 @pytest.mark.parametrize("graphics", ["<graphics type='vnc' port='5950'/>", BOTH, "<graphics type='spice' port='-1'/>"])
