@@ -18,7 +18,7 @@ CI = os.environ.get("CI") == "true"
 settings.register_profile(
     "clusterports",
     derandomize=CI,
-    max_examples=150 if CI else 50,
+    max_examples=100 if CI else 50,
     stateful_step_count=50,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     deadline=None,

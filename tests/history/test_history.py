@@ -63,9 +63,9 @@ if TYPE_CHECKING:
 
     from clusterports.abc import Backend
 
-CI: Final = os.environ.get("CI") == "true"
-STEPS: Final = 700 if CI else 500
-SEEDS: Final = range(3 if CI else 2)
+FULL: Final = os.environ.get("CLUSTERPORTS_FULL") == "1"
+STEPS: Final = 1000 if FULL else 500
+SEEDS: Final = range(3 if FULL else 2)
 SPACES: Final = ("host:a", "host:b%7D")
 INSTANCES: Final = ("one", "}x{ \n\x1b[0m", "drei\u4e2d")
 RANGES: Final = ("backup", "backup", "display", "", "a.b-c_d")
@@ -1018,7 +1018,7 @@ def test_stateful(redis_store: servers.RedisStore) -> None:
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=1 if redis_store.name == "fakeredis" else 3 if CI else 2,  # that one is slow
+            max_examples=1 if redis_store.name == "fakeredis" else 3 if FULL else 2,  # that one is slow
             stateful_step_count=60,
             deadline=None,
             derandomize=True,
