@@ -8,13 +8,12 @@ import hmac
 import time
 from typing import TYPE_CHECKING
 
-from clusterports.cli._listen import is_loopback_name
 from clusterports.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Access", "check_token", "is_loopback_name"]
+__all__ = ["Access", "check_token"]
 
 SHORTEST, LONGEST = 16, 1024
 """Characters of a token."""

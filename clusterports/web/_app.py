@@ -22,10 +22,11 @@ from starlette.routing import Route
 
 from clusterports._names import check_name, check_text
 from clusterports._text import show
+from clusterports.cli._listen import is_loopback_name
 from clusterports.errors import BackendError, ConfigurationError
 from clusterports.ranges import MAX_PORT
 
-from ._access import SESSION, Access, is_loopback_name
+from ._access import SESSION, Access
 from ._cluster import Body, Busy, Cluster, in_thread
 from ._map import SCHEMA, as_json, search
 

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
 
 PATIENCE = 30
 """Seconds; only a test that fails waits for so long."""
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    """Status and text."""
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 class Command:

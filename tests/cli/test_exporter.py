@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from cli.conftest import get
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -47,17 +47,6 @@ def ended(process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> tuple
     process.send_signal(signum)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
-
-
-def asked(url: str, host: str | None = None) -> tuple[int, str]:
-    """Status and text, when asked by this name."""
-    request = urllib.request.Request(url, headers={} if host is None else {"Host": host})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def never(*_: object) -> Iterable[bytes]:
@@ -149,7 +138,7 @@ def test_paths(path: str, bare: Command, tmp_path: Path) -> None:
     process, url = started(bare, *ANY, "--url", f"sqlite:///{tmp_path}/ports.db")
     told = (200, "ok\n") if path == "healthz?" else (404, "path: must be /metrics or /healthz\n")
 
-    assert told == asked(url.replace("metrics", path))
+    assert told == get(url.replace("metrics", path))
     assert (0, "", "") == ended(process)  # a look would have been told
 
 
@@ -160,10 +149,10 @@ def test_names(command: Command) -> None:
     port = place.rpartition(":")[2]
 
     for host in (place, f"localhost:{port}", f"[::1]:{port}"):
-        assert 200 == asked(url, host)[0]
+        assert 200 == get(url, Host=host)[0]
     message = "host: must be localhost or a loopback address; got 'a.example:1'\n"
-    assert (421, message) == asked(url, "a.example:1")
-    assert (200, "ok\n") == asked(url.replace("metrics", "healthz"), "a.example:1")
+    assert (421, message) == get(url, Host="a.example:1")
+    assert (200, "ok\n") == get(url.replace("metrics", "healthz"), Host="a.example:1")
     assert (0, "", "") == ended(process)
 
 

@@ -117,6 +117,19 @@ class Script:
         out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, err
 
+    @contextlib.contextmanager
+    def pulling(self) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
+        """The script while it pulls the data, and what to call for that to end."""
+        wait = self.directory / "wait"
+        wait.touch()
+        process = self.start()
+        try:
+            wait_for("the data", (self.directory / "pulled").exists)
+            yield process, wait.unlink
+        finally:
+            process.kill()
+            process.communicate()
+
     def asked(self) -> list[str]:
         """What virsh was called for, with its exit code each time."""
         log = self.directory / "virsh.log"
@@ -161,22 +174,15 @@ def test_help(options: str, script: Script, h1: Host, ports: PortAllocator) -> N
 
 def test_daemon_away(script: Script, h1: Host, ports: PortAllocator) -> None:
     """While libvirt's daemon is away QEMU serves on, and the port is held; when it is back, it is over and released."""
-    wait = script.directory / "wait"
-    wait.touch()
-    process = script.start()
-    try:
-        wait_for("the data", (script.directory / "pulled").exists)
+    with script.pulling() as (process, go_on):
         h1.kill()
         before = len(script.asked())
-        wait.unlink()
+        go_on()
         # Whether it is over, and what runs, twice: it was told "no" at least once.
         wait_for("virsh to be asked", lambda: len(script.asked()) >= before + 6 or process.poll() is not None)
         assert ({10809: "held"}, True) == (states(ports), h1.listens(10809))
         h1.start()
         process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-        process.communicate()
 
     assert 0 == process.returncode
     assert (False, {}) == (h1.listens(10809), states(ports))
@@ -194,17 +200,10 @@ def test_port_in_use(script: Script, h1: Host, ports: PortAllocator) -> None:
 
 def test_domain_gone(script: Script, h1: Host, ports: PortAllocator) -> None:
     """A transient domain that ended with its backup is none that libvirt does not answer for."""
-    wait = script.directory / "wait"
-    wait.touch()
-    process = script.start()
-    try:
-        wait_for("the data", (script.directory / "pulled").exists)
+    with script.pulling() as (process, go_on):
         h1.vm("vm1").kill()
-        wait.unlink()
+        go_on()
         process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-        process.communicate()
 
     assert (0, {}) == (process.returncode, states(ports))
 

@@ -9,10 +9,15 @@ import uuid
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
+from clusterports._lease import monotonic
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
-__all__ = ["PATIENCE", "Daemon", "Domain", "FakeError"]
+    import pytest
+
+__all__ = ["PATIENCE", "Daemon", "Domain", "FakeError", "passing"]
 
 PATIENCE: Final = 15.0
 """Seconds until a test gives up waiting; none takes this long when all is well."""
@@ -79,6 +84,18 @@ class Domain:
         del self.daemon.domains[self.title]
         self.document = None
         self.daemon.tell(LIFECYCLE, self, STOPPED, 0)
+
+
+def passing(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Callable[[float], None]:
+    """Lets so many seconds pass each time, by the clock of this module."""
+    passed = 0.0
+
+    def pass_time(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    monkeypatch.setattr(module, "monotonic", lambda: monotonic() + passed)
+    return pass_time
 
 
 class Daemon:

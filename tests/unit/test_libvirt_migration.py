@@ -8,10 +8,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from unit.fake_libvirt import FakeError
+from unit.fake_libvirt import FakeError, passing
 
 from clusterports import ConfigurationError, PortAllocator
-from clusterports._lease import monotonic
 from clusterports.libvirt import _binding, migrate, migration, settle_migrations
 from clusterports.libvirt._jobs import own_labels
 from clusterports.libvirt._ledger import LONGEST_BEGIN
@@ -233,14 +232,7 @@ def libvirt(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let so many seconds pass, for whoever settles."""
-    passed = 0.0
-
-    def pass_time(seconds: float) -> None:
-        nonlocal passed
-        passed += seconds
-
-    monkeypatch.setattr(migration, "monotonic", lambda: monotonic() + passed)
-    return pass_time
+    return passing(monkeypatch, migration)
 
 
 @pytest.fixture

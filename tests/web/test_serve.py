@@ -11,13 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cli.conftest import get
 from conftest import missing
 from web.conftest import PATIENCE, TOKEN
 
@@ -38,16 +37,6 @@ def ended(process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> tuple
     process.send_signal(signum)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
-
-
-def get(url: str, **headers: str) -> tuple[int, str]:
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def place(url: str) -> tuple[str, int]:
